@@ -1,0 +1,3 @@
+"""Calls an Enginehouse server."""
+
+__all__: list[str] = []

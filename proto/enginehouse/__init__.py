@@ -1,0 +1,1 @@
+"""Enginehouse's protocol, by version."""

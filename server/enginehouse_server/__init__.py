@@ -1,0 +1,3 @@
+"""Serves compiled engines over gRPC."""
+
+__all__: list[str] = []
