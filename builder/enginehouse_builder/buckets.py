@@ -8,7 +8,7 @@ from .manifest import Bucket, Limits
 
 __all__ = ["default_buckets"]
 
-_STEP_UP_TO = ((64, 4), (128, 8), (256, 16), (512, 32), (2**30, 128))  # (length, step)
+_STEP_UP_TO = ((64, 2), (128, 4), (256, 8), (512, 32), (2**30, 128))  # (length, step)
 _BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
 

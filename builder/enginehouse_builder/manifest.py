@@ -1,16 +1,17 @@
-"""The manifest: what a published version of a model is, written by the builder and trusted by the server.
+"""The manifest: what a published version of a model is. The builder writes it, the server trusts it.
 
-It is the last file written into a version's folder, so its presence publishes the version. This
-module knows JSON and nothing else of the project; it needs the standard library alone.
+It is the last file written into a version's folder, so its presence publishes the version. It
+needs the standard library alone.
 """
 
 import hashlib
 import json
 import re
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Literal
+
+from .typed_json import MismatchError, from_json, to_json
 
 __all__ = [
     "FILE_NAME",
@@ -94,12 +95,14 @@ class ClassifyTask:
         accepts_pairs: Whether two texts can be judged together.
         padding: "invariant" if a text gets the same logits alone and padded in a batch;
             "equal_length" if only texts of one length may share a batch.
+        pad_id: Token that fills a row up.
     """
 
     labels: tuple[str, ...]
     problem: Literal["single_label", "multi_label", "regression"]
     accepts_pairs: bool
     padding: Literal["invariant", "equal_length"]
+    pad_id: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +195,7 @@ class Engine:
 
     backend: str
     target: str
-    precision: str
+    precision: Literal["fp32", "bf16", "int8"]
     model: str
     files: tuple[File, ...]
     runtime_version: str
@@ -254,8 +257,9 @@ class Manifest:
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
     """Writes the manifest into a version's folder, which must hold all other files already."""
-    document = {"manifest_version": MANIFEST_VERSION, **_to_json(manifest)}
-    text = json.dumps(document, indent=2, ensure_ascii=False)
+    document: dict[str, object] = {"manifest_version": MANIFEST_VERSION}
+    document |= {f.name: to_json(getattr(manifest, f.name)) for f in fields(manifest)}
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
     (folder / FILE_NAME).write_text(text + "\n", encoding="utf-8")
 
 
@@ -268,10 +272,12 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / FILE_NAME
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except FileNotFoundError:
-        raise ManifestError(f"{folder} is not a published version: {FILE_NAME} is missing") from None
-    except (ValueError, OSError) as error:
+        raise ManifestError(
+            f"{folder} is not a published version: {FILE_NAME} is missing"
+        ) from None
+    except (ValueError, OSError, RecursionError) as error:
         raise ManifestError(f"{path} cannot be read: {error}") from error
     if not isinstance(document, dict):
         raise ManifestError(f"{path} holds {type(document).__name__}, not an object")
@@ -282,8 +288,8 @@ def read_manifest(folder: Path) -> Manifest:
             "build the model again with this release"
         )
     try:
-        manifest = _from_json(Manifest, document, "manifest")
-    except ManifestError as error:
+        manifest = from_json(Manifest, document, "manifest")
+    except MismatchError as error:
         raise ManifestError(f"{path}: {error}") from None
     _validate(manifest, path)
     return manifest
@@ -317,61 +323,9 @@ def _validate(manifest: Manifest, path: Path) -> None:
         raise ManifestError(f"{path}: " + "; ".join(faults))
 
 
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number")
+
+
 def _leaves(path: str) -> bool:
     return path.startswith("/") or ".." in path.split("/") or "\\" in path
-
-
-def _to_json(value: object) -> object:
-    if is_dataclass(value):
-        return {f.name: _to_json(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, tuple):
-        return [_to_json(item) for item in value]
-    return value
-
-
-def _from_json(kind: object, value: object, where: str) -> object:
-    """Builds `kind` from parsed JSON, or says at which field it does not fit."""
-    origin, arguments = get_origin(kind), get_args(kind)
-    if is_dataclass(kind) and isinstance(kind, type):
-        return _dataclass_from_json(kind, value, where)
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise ManifestError(f"{where} must be a list, is {value!r}")
-        return tuple(_from_json(arguments[0], v, f"{where}[{i}]") for i, v in enumerate(value))
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise ManifestError(f"{where} must be an object, is {value!r}")
-        return {k: _from_json(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
-    if origin is Literal:
-        if value not in arguments:
-            raise ManifestError(f"{where} must be one of {arguments}, is {value!r}")
-        return value
-    if origin is UnionType:
-        return _union_from_json(arguments, value, where)
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is not kind:
-        raise ManifestError(f"{where} must be {getattr(kind, '__name__', kind)}, is {value!r}")
-    return value
-
-
-def _union_from_json(kinds: tuple[object, ...], value: object, where: str) -> object:
-    if value is None and NoneType in kinds:
-        return None
-    kinds = tuple(k for k in kinds if k is not NoneType)
-    if len(kinds) == 1:
-        return _from_json(kinds[0], value, where)
-    if type(value) not in kinds:
-        raise ManifestError(f"{where} must be one of {kinds}, is {value!r}")
-    return value
-
-
-def _dataclass_from_json(kind: type, value: object, where: str) -> object:
-    if not isinstance(value, dict):
-        raise ManifestError(f"{where} must be an object, is {value!r}")
-    hints = get_type_hints(kind)
-    missing, unknown = hints.keys() - value.keys(), value.keys() - hints.keys()
-    if missing or unknown:
-        text = [f"lacks {sorted(missing)}"] * bool(missing) + [f"has unknown {sorted(unknown)}"] * bool(unknown)
-        raise ManifestError(f"{where} {' and '.join(text)}")
-    return kind(**{k: _from_json(hint, value[k], f"{where}.{k}") for k, hint in hints.items()})

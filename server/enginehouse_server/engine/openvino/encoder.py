@@ -10,10 +10,9 @@ from typing import Self
 import numpy as np
 import openvino as ov
 
+from enginehouse_server.engine.base import EncoderSpec, Logits, Shape, TokenRow
+from enginehouse_server.engine.staging import Staging
 from enginehouse_server.errors import DeviceError, PlanMismatchError
-
-from ..base import EncoderSpec, Logits, Shape, TokenRow
-from ..staging import Staging
 
 __all__ = ["OpenVinoEncoder"]
 
@@ -86,5 +85,7 @@ class _Lane:
         except RuntimeError as error:
             raise DeviceError(f"OpenVINO failed on a batch: {error}") from error
         # The runtime reuses its output buffer: hand out a copy.
-        logits: Logits = np.array(self._request.get_output_tensor(0).data[: self._num_rows], np.float32)
+        logits: Logits = np.array(
+            self._request.get_output_tensor(0).data[: self._num_rows], np.float32
+        )
         return logits

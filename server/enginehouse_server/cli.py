@@ -1,0 +1,63 @@
+"""The subcommand `serve`."""
+
+import asyncio
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .config import ConfigError
+from .errors import EnginehouseError, ModelNotFoundError, UnloadableError
+from .options import config_options, load_config
+from .telemetry.log import configure_logs
+
+__all__ = ["serve"]
+
+_FAILED, _USAGE, _NOTHING_TO_SERVE = 1, 2, 4
+
+
+@click.command(short_help="Serve the models of a repository over gRPC.")
+@config_options
+def serve(config: Path | None, **flags: Any) -> None:  # noqa: ANN401
+    """Serve the models of a repository over gRPC, until SIGTERM.
+
+    Every setting is a flag, a variable ENGINEHOUSE_<NAME> or an entry of the --config file; the
+    first given of these counts. Exit codes: 0 stopped, 1 failed, 2 wrong usage or configuration,
+    4 nothing to serve.
+    """
+    try:
+        settings = load_config(flags, config)
+    except ConfigError as error:
+        raise SystemExit(_fail(str(error), _USAGE)) from None
+    configure_logs(settings.log_level, settings.log_format)
+    # Texts are tokenized on threads of our own: the library's would only get in their way.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # A lane that comes back from its engine must not wait 5 ms for the event loop to let go.
+    sys.setswitchinterval(0.0005)
+    from .serving import run
+
+    try:
+        _run(run(settings))
+    except (UnloadableError, ModelNotFoundError) as error:
+        raise SystemExit(_fail(str(error), _NOTHING_TO_SERVE)) from None
+    except (EnginehouseError, OSError) as error:
+        logging.getLogger(__name__).debug("stopped by an error", exc_info=error)
+        raise SystemExit(_fail(str(error), _FAILED)) from None
+
+
+def _run(main: Any) -> None:  # noqa: ANN401
+    """Runs a coroutine, on uvloop where it is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(main)
+    else:
+        uvloop.run(main)
+
+
+def _fail(message: str, code: int) -> int:
+    click.echo(f"enginehouse serve: {message}", err=True)
+    return code

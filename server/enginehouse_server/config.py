@@ -1,0 +1,158 @@
+"""Every setting of the server, as one frozen tree; options.py fills it."""
+
+import re
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+__all__ = ["BatchingConfig", "ConfigError", "EngineConfig", "GrpcConfig", "ServerConfig", "setting"]
+
+_REPOSITORY = Path("repository")
+
+
+class ConfigError(Exception):
+    """Settings that cannot be meant; the message lists every fault."""
+
+
+def setting(default: object, text: str, unit: str = "") -> Any:  # noqa: ANN401  # as dataclasses.field
+    """A field of the tree with what the command line and the README say of it."""
+    return field(default=default, metadata={"help": text, "unit": unit})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrpcConfig:
+    """The gRPC edge."""
+
+    listen: str = setting("127.0.0.1:50051", "Address to serve gRPC on, host:port; 0 picks a port.")
+    max_message_bytes: int = setting(16 * 2**20, "Largest message in or out.", "bytes")
+    keepalive_time_s: float = setting(60.0, "Ping an idle client this often.", "s")
+    keepalive_timeout_s: float = setting(20.0, "Drop a client that answers no ping for this.", "s")
+    min_ping_interval_s: float = setting(10.0, "How often clients may ping.", "s")
+    max_connection_age_s: float = setting(
+        0.0, "Ask clients to reconnect after this, for load balancers; 0 is never.", "s"
+    )
+    drain_delay_s: float = setting(
+        0.5, "On SIGTERM, say not-serving this long before taking no new requests.", "s"
+    )
+    drain_timeout_s: float = setting(30.0, "Then let requests in flight take this long.", "s")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchingConfig:
+    """What waits, and how batches are made."""
+
+    max_queue: int = setting(1024, "Most inputs that wait, for each model.")
+    max_queue_s: float = setting(5.0, "Refuse a request that would wait longer than this.", "s")
+    batch_window: float = setting(
+        0.45,
+        "Share of the waiting inputs, oldest first, that a batch is chosen from: more wastes less "
+        "padding, less keeps the slowest answers closer to the median.",
+    )
+    max_inputs: int = setting(256, "Most inputs of one request.")
+    max_tokens: int = setting(0, "Lowers the longest input; 0 leaves the engine's.", "tokens")
+    max_batch: int = setting(0, "Lowers the inputs of a batch; 0 leaves the engine's.")
+    max_batch_tokens: int = setting(
+        0, "Lowers the padded tokens of a batch; 0 leaves the engine's.", "tokens"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """How engines run."""
+
+    threads: int = setting(0, "Processor threads of an engine; 0 is all that may be used.")
+    lanes: int = setting(1, "Batches that one engine computes side by side.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """The whole server."""
+
+    repository: Path = setting(_REPOSITORY, "Folder of the engine repository.")  # noqa: RUF009
+    model: tuple[str, ...] = setting(
+        (), "Serve only this model, NAME or NAME=VERSION; may be given several times."
+    )
+    version_label: tuple[str, ...] = setting(
+        (), "A name for a version, NAME:LABEL=VERSION; may be given several times."
+    )
+    http_listen: str = setting("127.0.0.1:8080", "Address of /metrics, host:port; 0 picks a port.")
+    log_level: Literal["debug", "info", "warning", "error"] = setting("info", "Least level logged.")
+    log_format: Literal["text", "json"] = setting("text", "Form of the log lines on stderr.")
+    grpc: GrpcConfig = field(default_factory=GrpcConfig)
+    batching: BatchingConfig = field(default_factory=BatchingConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+
+    def __post_init__(self) -> None:
+        """Checks every field.
+
+        Raises:
+            ConfigError: Lists all faults.
+        """
+        faults = [*_address_faults(self), *_number_faults(self), *_pattern_faults(self)]
+        if faults:
+            raise ConfigError("\n".join(faults))
+
+    @property
+    def models(self) -> dict[str, set[int]]:
+        """Versions to serve by name, empty for the newest; no names: every model."""
+        found: dict[str, set[int]] = {}
+        for chosen in self.model:
+            name, _, version = chosen.partition("=")
+            found.setdefault(name, set()).update({int(version)} if version else ())
+        return found
+
+    @property
+    def version_labels(self) -> dict[tuple[str, str], int]:
+        """Version by name and label."""
+        found = {}
+        for given in self.version_label:
+            name, label, version = re.split("[:=]", given)
+            found[name, label] = int(version)
+        return found
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port of `host:port`; the host of `[::1]:80` is `::1`."""
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def _address_faults(config: ServerConfig) -> list[str]:
+    given = {"listen": config.grpc.listen, "http-listen": config.http_listen}
+    pattern = re.compile(r"(\[[0-9a-fA-F:]+\]|[^:\s]+):(\d{1,5})")
+    return [
+        f"--{name} is {value!r}; it must be host:port with a port of 0 to 65535"
+        for name, value in given.items()
+        if not (m := pattern.fullmatch(value)) or int(m[2]) > 65535
+    ]
+
+
+def _number_faults(config: ServerConfig) -> list[str]:
+    least = {"max_message_bytes": 1024, "max_queue": 1, "max_inputs": 1, "lanes": 1}
+    faults = []
+    for section in (config.grpc, config.batching, config.engine):
+        for f in fields(section):
+            value, low = getattr(section, f.name), least.get(f.name, 0)
+            if isinstance(value, int | float) and value < low:
+                flag = f.name.replace("_", "-")
+                faults.append(f"--{flag} is {value}; it must be at least {low}")
+    if config.batching.batch_window > 1:
+        faults.append(f"--batch-window is {config.batching.batch_window}; it must be at most 1")
+    return faults
+
+
+def _pattern_faults(config: ServerConfig) -> list[str]:
+    patterns = {
+        "model": (config.model, r"[^=:\s]+(=[1-9]\d*)?", "NAME or NAME=VERSION"),
+        "version-label": (
+            config.version_label,
+            r"[^=:\s]+:[^=:\s]+=[1-9]\d*",
+            "NAME:LABEL=VERSION",
+        ),
+    }
+    return [
+        f"--{flag} is {value!r}; it must be {form}"
+        for flag, (values, pattern, form) in patterns.items()
+        for value in values
+        if not re.fullmatch(pattern, value)
+    ]

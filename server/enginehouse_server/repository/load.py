@@ -1,0 +1,185 @@
+"""Loads a version: manifest, files, tokenizer, engine; warms it up; and proves its answers.
+
+Blocking and slow (seconds to minutes): run it off the event loop.
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+
+from enginehouse_builder.manifest import (
+    ClassifyTask,
+    Engine,
+    Manifest,
+    ManifestError,
+    read_manifest,
+)
+from enginehouse_server.engine.base import EncoderEngine, EncoderLane, EncoderSpec, Logits, Shape
+from enginehouse_server.engine.create import create_encoder
+from enginehouse_server.errors import ProbeError, RepositoryError
+from enginehouse_server.scheduler import EncoderWork, LatencyModel, ShapeGrid
+from enginehouse_server.text import TextInput, Tokenizer
+
+from .verify import verify_files
+
+__all__ = ["LoadSettings", "LoadedClassifier", "load_classifier"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSettings:
+    """How to load; a limit of 0 leaves the manifest's, a higher one too.
+
+    Attributes:
+        num_threads: Processor threads of the engine.
+        num_lanes: Batches that it computes side by side.
+        max_tokens: Longest input.
+        max_batch: Most inputs of a batch.
+        max_batch_tokens: Most padded tokens of a batch.
+    """
+
+    num_threads: int
+    num_lanes: int = 1
+    max_tokens: int = 0
+    max_batch: int = 0
+    max_batch_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedClassifier:
+    """A version that is warm and answers as certified; `max_tokens` is its longest input here."""
+
+    manifest: Manifest
+    task: ClassifyTask
+    max_tokens: int
+    chosen: Engine
+    engine: EncoderEngine
+    tokenizer: Tokenizer
+    grid: ShapeGrid
+    latency: LatencyModel
+
+
+def load_classifier(folder: Path, settings: LoadSettings) -> LoadedClassifier:
+    """Loads a version of a classifier.
+
+    Raises:
+        RepositoryError: Files are missing, damaged, or of another manifest version.
+        PlanMismatchError: The engine does not run on this machine.
+        ProbeError: The engine does not give its certified answers here.
+    """
+    manifest = _manifest_of(folder)
+    chosen, task = manifest.engines[0], manifest.classify
+    if task is None:
+        raise RepositoryError(f"{_name_of(manifest)} is no classifier")
+    verify_files(folder, [*chosen.files, *manifest.text])
+    max_tokens = min(settings.max_tokens or manifest.limits.max_tokens, manifest.limits.max_tokens)
+    grid = _grid_of(manifest, settings, max_tokens)
+    tokenizer_file = next(f.path for f in manifest.text if f.path.endswith("/tokenizer.json"))
+    tokenizer = Tokenizer(folder / tokenizer_file, max_tokens)
+    spec = EncoderSpec(
+        model=folder / chosen.model,
+        precision=chosen.precision,
+        inputs=tuple(tensor.name for tensor in manifest.inputs),
+        pad_id=task.pad_id,
+        max_batch_tokens=max(s.num_tokens for s in grid.shapes),
+        num_shapes=len(grid.shapes),
+        num_threads=settings.num_threads,
+        num_lanes=settings.num_lanes,
+    )
+    engine = create_encoder(chosen.backend, spec)
+    try:
+        warm_up(engine, grid, _name_of(manifest))
+        prove(engine, manifest, chosen, tokenizer, grid)
+    except BaseException:
+        engine.close()
+        raise
+    measured = {Shape(r.batch, r.length): r.median_ms / 1e3 for r in chosen.latency}
+    latency = LatencyModel(grid, measured)
+    return LoadedClassifier(manifest, task, max_tokens, chosen, engine, tokenizer, grid, latency)
+
+
+def warm_up(engine: EncoderEngine, grid: ShapeGrid, name: str) -> None:
+    """Computes every shape once on every lane, so that no request pays for a compilation."""
+    began = perf_counter()
+    row = [EncoderWork(0, 0, [1])]
+    for shape in grid.shapes:
+        for lane in engine.lanes:
+            lane.start(row, shape)
+            lane.wait()
+    _log.info(
+        "%s: warmed up %d shapes (batch of 1 to %d, length %d to %d) in %.1f s",
+        name,
+        len(grid.shapes),
+        max(s.batch for s in grid.shapes),
+        grid.lengths[0],
+        grid.max_tokens,
+        perf_counter() - began,
+    )
+
+
+def prove(
+    engine: EncoderEngine, manifest: Manifest, chosen: Engine, tokenizer: Tokenizer, grid: ShapeGrid
+) -> None:
+    """Asks the manifest's probes.
+
+    Raises:
+        ProbeError: An answer is further from the certified one than the certificate's tolerance.
+    """
+    certificate = chosen.certificate
+    allowed = certificate.tolerance * certificate.scale
+    for probe in chosen.probes:
+        [encoding] = tokenizer.encode([TextInput(probe.text, probe.text_pair)], truncate=True)
+        if encoding.full_length > len(encoding.ids):
+            continue  # a limit was lowered: this input is not served here
+        shape = grid.shape_of(grid.bucket_of(len(encoding.ids)), 1)
+        logits = _ask(engine.lanes[0], EncoderWork(0, 0, encoding.ids, encoding.type_ids), shape)
+        error = float(np.abs(logits - np.array(probe.logits)).max())
+        if not error <= allowed:  # also when it is not a number
+            raise ProbeError(
+                f"{_name_of(manifest)}: the engine answers {probe.text[:40]!r} with logits "
+                f"{error:.3g} away from those it was certified with ({certificate.runtime} on "
+                f"{chosen.device}); at most {allowed:.3g} is allowed: build the model again on "
+                "this machine"
+            )
+
+
+def _ask(lane: EncoderLane, work: EncoderWork, shape: Shape) -> Logits:
+    lane.start([work], shape)
+    logits: Logits = lane.wait()[0]
+    return logits
+
+
+def _manifest_of(folder: Path) -> Manifest:
+    try:
+        manifest = read_manifest(folder)
+    except ManifestError as error:
+        raise RepositoryError(str(error)) from error
+    if (manifest.model, str(manifest.version)) != (folder.parent.name, folder.name):
+        raise RepositoryError(
+            f"{folder} holds {_name_of(manifest)}: a version's folder must be <model>/<version>"
+        )
+    return manifest
+
+
+def _grid_of(manifest: Manifest, settings: LoadSettings, max_tokens: int) -> ShapeGrid:
+    """The manifest's buckets, cut down to the lowered limits."""
+    limits = manifest.limits
+    max_batch = settings.max_batch or limits.max_batch
+    budget = settings.max_batch_tokens or limits.max_batch_tokens
+    buckets = []
+    for bucket in manifest.buckets:
+        fits = [
+            b for b in bucket.batches if b == 1 or (b <= max_batch and b * bucket.length <= budget)
+        ]
+        buckets.append((bucket.length, fits))
+        if bucket.length >= max_tokens:
+            break
+    return ShapeGrid(buckets)
+
+
+def _name_of(manifest: Manifest) -> str:
+    return f"{manifest.model} version {manifest.version}"

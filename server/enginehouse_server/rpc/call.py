@@ -1,0 +1,150 @@
+"""What every RPC does around its work: the request's id, errors as statuses, metrics and logs."""
+
+import logging
+import re
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import monotonic
+from typing import TYPE_CHECKING, Any, NoReturn, Self, cast
+from uuid import uuid4
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+from google.rpc import status_pb2
+
+from enginehouse_server.errors import EnginehouseError, InvalidRequestError
+from enginehouse_server.telemetry import Metrics, ModelTelemetry
+
+from .status import code_of, status_of
+
+__all__ = ["Call", "Context", "Malformed", "Part", "TolerantDecoding"]
+
+_log = logging.getLogger(__name__)
+_REQUEST_ID = "x-request-id"
+_GOOD_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+# grpcio's classes are generic for type checkers alone.
+if TYPE_CHECKING:
+    Context = grpc.aio.ServicerContext[Any, Any]
+    Method = grpc.RpcMethodHandler[Any, Any]
+else:
+    Context, Method = grpc.aio.ServicerContext, grpc.RpcMethodHandler
+
+
+class Call:
+    """One call, as a context: what its work raises becomes a status with details.
+
+    Attributes:
+        request_id: The caller's own, or made up; returned in the initial metadata.
+        telemetry: Of the model that answers; set it as soon as that is known.
+    """
+
+    def __init__(self, rpc: str, context: Context, metrics: Metrics) -> None:
+        self._rpc, self._context, self._metrics = rpc, context, metrics
+        self._began = monotonic()
+        self.request_id = _request_id(context)
+        self.telemetry: ModelTelemetry | None = None
+
+    async def __aenter__(self) -> Self:
+        await self._context.send_initial_metadata(((_REQUEST_ID, self.request_id),))
+        return self
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        code = _code(error).name
+        self._metrics.rpcs.labels(rpc=self._rpc, code=code).inc()
+        if self.telemetry is not None:
+            self.telemetry.request_ended(self._rpc, code, monotonic() - self._began)
+        if isinstance(error, Exception):
+            status = self.status_of(error)
+            details = (("grpc-status-details-bin", status.SerializeToString()),)
+            await self._context.abort(code_of(error), status.message, details)
+
+    @property
+    def time_left_s(self) -> float | None:
+        """To the call's deadline; None without one."""
+        return self._context.time_remaining()
+
+    @contextmanager
+    def part(self) -> Iterator["Part"]:
+        """One request of several in this call: what it raises is kept as its status."""
+        part, began = Part(), monotonic()
+        error: BaseException | None = None
+        try:
+            yield part
+        except BaseException as raised:
+            error = raised
+            if not isinstance(raised, Exception):
+                raise
+            part.status = self.status_of(raised)
+        finally:
+            if part.telemetry is not None:
+                part.telemetry.request_ended(self._rpc, _code(error).name, monotonic() - began)
+
+    def status_of(self, error: Exception) -> status_pb2.Status:
+        """What the caller is told of an error; what it is not told is logged."""
+        if not isinstance(error, EnginehouseError):
+            fields = {"rpc": self._rpc, "request_id": self.request_id}
+            _log.error("internal error", exc_info=error, extra=fields)
+        return status_of(error, self.request_id)
+
+
+@dataclass(slots=True)
+class Part:
+    """A request within a call: the model's telemetry, once known, and its status, if it failed."""
+
+    telemetry: ModelTelemetry | None = None
+    status: status_pb2.Status | None = None
+
+
+class Malformed:
+    """Stands for a message that could not be decoded."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+    def __getattr__(self, name: str) -> NoReturn:
+        """Whatever is asked of the message, the answer is what is wrong with it."""
+        raise InvalidRequestError(
+            f"the request is no valid message ({self.reason}); text must be UTF-8"
+        )
+
+
+class TolerantDecoding(grpc.aio.ServerInterceptor):
+    """Lets a call with an undecodable message reach its servicer, as `Malformed`.
+
+    gRPC itself would answer such a call with INTERNAL, as if the server were at fault.
+    """
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Method | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Method | None:
+        """Wraps the decoder of the method that is called."""
+        method: Any = await continuation(handler_call_details)
+        if method is None or method.request_deserializer is None:
+            return None if method is None else cast("Method", method)
+        decode = method.request_deserializer
+
+        def tolerant(data: bytes) -> Message | Malformed:
+            try:
+                return cast("Message", decode(data))
+            except DecodeError as error:
+                return Malformed(str(error))
+
+        return cast("Method", method._replace(request_deserializer=tolerant))
+
+
+def _request_id(context: Context) -> str:
+    """The caller's id, if it is a short printable word, or a new one."""
+    for key, value in context.invocation_metadata() or ():
+        if key == _REQUEST_ID and isinstance(value, str) and _GOOD_ID.fullmatch(value):
+            return value
+    return uuid4().hex
+
+
+def _code(error: BaseException | None) -> grpc.StatusCode:
+    if error is None:
+        return grpc.StatusCode.OK
+    return code_of(error) if isinstance(error, Exception) else grpc.StatusCode.CANCELLED

@@ -1,0 +1,194 @@
+"""Runs an encoder: a thread for each lane takes batches and delivers how their inputs ended."""
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from time import monotonic
+
+from enginehouse_server.engine.base import EncoderLane, Logits
+from enginehouse_server.errors import DeadlineError, DeviceError, EnginehouseError, NotReadyError
+
+from .batcher import Batch, EncoderBatcher, Waiting
+from .work import Completion, EncoderWork
+
+__all__ = ["Deliver", "EncoderScheduler", "OnBatch"]
+
+Deliver = Callable[[Sequence[Completion]], None]
+OnBatch = Callable[[Batch, float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Finished:
+    batch: Batch
+    started_at: float
+    ended_at: float
+    outcome: Logits | DeviceError
+
+
+class EncoderScheduler:
+    """Takes work from any thread and delivers completions from its own.
+
+    Every admitted input is delivered exactly once, whatever happens to it. An idle engine starts on
+    what arrives at once; a busy one is given its next batch before the last one is delivered.
+    """
+
+    def __init__(
+        self,
+        batcher: EncoderBatcher,
+        lanes: Sequence[EncoderLane],
+        deliver: Deliver,
+        on_batch: OnBatch,
+    ) -> None:
+        """Starts a thread for each lane.
+
+        Args:
+            batcher: Used by this scheduler alone.
+            lanes: Of one engine.
+            deliver: Called on a lane's thread with inputs that ended; must not block.
+            on_batch: Called on a lane's thread after each batch with its time in seconds.
+        """
+        self._batcher, self._deliver, self._on_batch = batcher, deliver, on_batch
+        self._changed = threading.Condition()  # guards the batcher and the three below
+        self._is_closing = False
+        self._num_running = 0
+        self._last_end = 0.0
+        self._threads = [
+            threading.Thread(target=self._run, args=(lane,), name=f"lane-{i}", daemon=True)
+            for i, lane in enumerate(lanes)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def num_waiting(self) -> int:
+        """Inputs that wait."""
+        return self._batcher.num_waiting
+
+    @property
+    def num_waiting_tokens(self) -> int:
+        """Tokens that wait."""
+        return self._batcher.num_waiting_tokens
+
+    def check_room(self, num_inputs: int, priority: int, deadline: float) -> None:
+        """Raises what `submit` would raise now, before any work is put into the request."""
+        with self._changed:
+            self._check_open()
+            self._batcher.check_room(num_inputs, priority, deadline - monotonic())
+
+    def submit(self, works: Sequence[EncoderWork]) -> None:
+        """Admits the inputs of one request.
+
+        Raises:
+            OverloadedError: A bound of the queue would be exceeded.
+            NotReadyError: The scheduler is closing.
+        """
+        with self._changed:
+            self._check_open()
+            self._batcher.admit(works, monotonic())
+            self._changed.notify()
+
+    def cancel(self, request_ids: Iterable[int]) -> None:
+        """Drops what still waits of these requests; it is not delivered. What runs, runs out."""
+        with self._changed:
+            self._batcher.remove(request_ids)
+            self._changed.notify_all()
+
+    def close(self, timeout_s: float) -> None:
+        """Takes nothing new, finishes what was admitted, and stops the threads.
+
+        What is still waiting after `timeout_s` is delivered as NotReadyError.
+        """
+        end = monotonic() + timeout_s
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify_all()
+            self._changed.wait_for(self._is_idle, timeout_s)
+            left = self._batcher.remove_all()
+            self._changed.notify_all()
+        if left:
+            error = NotReadyError("the server stopped before this request's turn; try another")
+            self._deliver(_given_up(left, error, monotonic()))
+        for thread in self._threads:
+            thread.join(max(0.0, end - monotonic()) + 1)
+
+    def _check_open(self) -> None:
+        if self._is_closing:
+            raise NotReadyError("the model is being stopped and takes no new requests; try another")
+
+    def _is_idle(self) -> bool:
+        return not self._batcher.num_waiting and not self._num_running
+
+    def _run(self, lane: EncoderLane) -> None:
+        finished: _Finished | None = None
+        while True:
+            batch = self._next(wait=finished is None)
+            if batch is None and finished is None:
+                return
+            started_at = monotonic()
+            if batch is not None:
+                lane.start([m.work for m in batch.members], batch.shape)
+            if finished is not None:
+                self._finish(finished)
+                finished = None
+            if batch is not None:
+                finished = self._wait(lane, batch, started_at)
+
+    def _next(self, *, wait: bool) -> Batch | None:
+        """The next batch; None if there is none now, or with `wait` only when closing."""
+        while True:
+            with self._changed:
+                if wait:
+                    self._changed.wait_for(lambda: self._batcher.num_waiting or self._is_closing)
+                now = monotonic()
+                batch, expired = self._batcher.take(now)
+                if batch is not None:
+                    self._num_running += 1
+            if expired:
+                error = DeadlineError("the deadline passed while the request waited in the queue")
+                self._deliver(_given_up(expired, error, now))
+            if batch is not None or not wait or self._is_closing:
+                return batch
+
+    def _wait(self, lane: EncoderLane, batch: Batch, started_at: float) -> _Finished:
+        try:
+            outcome: Logits | DeviceError = lane.wait()
+        except DeviceError as error:
+            outcome = error
+        ended_at = monotonic()
+        with self._changed:
+            self._batcher.observe(batch, ended_at - max(started_at, self._last_end))
+            self._last_end = ended_at
+        return _Finished(batch, started_at, ended_at, outcome)
+
+    def _finish(self, finished: _Finished) -> None:
+        self._deliver(_completions(finished))
+        self._on_batch(finished.batch, finished.ended_at - finished.started_at)
+        with self._changed:
+            self._num_running -= 1
+            if self._is_closing:
+                self._changed.notify_all()
+
+
+def _completions(finished: _Finished) -> list[Completion]:
+    batch, outcome = finished.batch, finished.outcome
+    return [
+        Completion(
+            request_id=member.work.request_id,
+            position=member.work.position,
+            logits=None if isinstance(outcome, DeviceError) else outcome[row],
+            error=outcome if isinstance(outcome, DeviceError) else None,
+            queued_at=member.queued_at,
+            started_at=finished.started_at,
+            ended_at=finished.ended_at,
+            batch_size=len(batch.members),
+            padding_fraction=batch.padding_fraction,
+        )
+        for row, member in enumerate(batch.members)
+    ]
+
+
+def _given_up(left: Sequence[Waiting], error: EnginehouseError, now: float) -> list[Completion]:
+    return [
+        Completion(w.work.request_id, w.work.position, None, error, w.queued_at, now, now)
+        for w in left
+    ]

@@ -1,0 +1,206 @@
+"""Wires the parts together and runs them from start to stop."""
+
+import asyncio
+import logging
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+from .config import BatchingConfig, ServerConfig, split_address
+from .engine.threads import available_threads
+from .errors import ModelNotFoundError, UnloadableError
+from .repository import (
+    Catalog,
+    Entry,
+    Found,
+    LoadedClassifier,
+    LoadSettings,
+    load_classifier,
+    scan,
+)
+from .rpc import GrpcServer
+from .scheduler import EncoderBatcher, EncoderScheduler, Policy
+from .scheduler.batcher import Batch
+from .scheduler.encoder import Deliver
+from .tasks.classify import Classifier, ClassifierTraits
+from .tasks.scores import default_activation
+from .telemetry import Metrics
+from .telemetry.metrics import MetricsPage
+
+__all__ = ["Server", "run"]
+
+_log = logging.getLogger(__name__)
+
+
+class Server:
+    """The parts of one server. Belongs to the event loop."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._config = config
+        self._metrics = Metrics()
+        self._catalog = Catalog(config.version_labels, self._on_change)
+        self._grpc = GrpcServer(config.grpc, self._catalog, self._metrics)
+        self._page: MetricsPage | None = None
+
+    async def start(self) -> tuple[str, str]:
+        """Listens, then loads every model; serving only after that.
+
+        Returns:
+            The gRPC and the HTTP address, with their real ports.
+
+        Raises:
+            OSError: An address cannot be listened on.
+            UnloadableError: Not one model can be served.
+            ModelNotFoundError: A model that was asked for is not in the repository.
+        """
+        chosen = _chosen(scan(self._config.repository), self._config)
+        address = await self._grpc.start()
+        host, port = split_address(self._config.http_listen)
+        self._page = MetricsPage(self._metrics, host, port)
+        for found in chosen:
+            self._catalog.put(Entry(found.model, found.version, "loading", "it is being loaded"))
+        for found in chosen:
+            await self._load(found)
+        ready = [e for e in self._catalog if e.state == "ready"]
+        if not ready:
+            raise UnloadableError(f"nothing in {self._config.repository} can be served")
+        for entry in ready:
+            await self._grpc.set_health(entry.model, serving=True)
+        await self._grpc.set_health("", serving=True)
+        return address, f"{host}:{self._page.port}"
+
+    async def stop(self) -> None:
+        """Says not-serving, waits for balancers to see it, finishes what is in flight, stops."""
+        config = self._config.grpc
+        await self._grpc.say_not_serving()
+        await asyncio.sleep(config.drain_delay_s)
+        await self._grpc.stop(config.drain_timeout_s)
+        await self.close()
+
+    async def close(self) -> None:
+        """Releases everything, without waiting for anybody."""
+        await self._grpc.stop(0)
+        for entry in list(self._catalog):
+            if entry.classifier is not None and entry.loaded is not None:
+                await entry.classifier.close(0)
+                entry.loaded.engine.close()
+        if self._page is not None:
+            await asyncio.to_thread(self._page.close)
+
+    async def _load(self, found: Found) -> None:
+        loading = Entry(found.model, found.version, "loading", "it is being loaded")
+        name = f"{found.model} version {found.version}"
+        try:
+            loaded = await asyncio.to_thread(load_classifier, found.folder, self._load_settings())
+        except UnloadableError as error:
+            _log.error("%s cannot be served: %s", name, error)
+            self._catalog.put(replace(loading, state="unloadable", reason=str(error)))
+            return
+        except Exception as error:
+            _log.exception("%s cannot be served", name)
+            reason = f"loading failed: {type(error).__name__}; the server's log says more"
+            self._catalog.put(replace(loading, state="unloadable", reason=reason))
+            return
+        classifier = self._classifier(loaded)
+        _log.info(
+            "%s is ready: %s %s (%s) on %s",
+            name,
+            loaded.engine.backend,
+            loaded.engine.runtime_version,
+            loaded.chosen.precision,
+            loaded.engine.device,
+        )
+        entry = Entry(found.model, found.version, "ready", "", loaded, classifier)
+        self._catalog.put(entry)
+
+    def _load_settings(self) -> LoadSettings:
+        config = self._config
+        return LoadSettings(
+            num_threads=config.engine.threads or available_threads(),
+            num_lanes=config.engine.lanes,
+            max_tokens=config.batching.max_tokens,
+            max_batch=config.batching.max_batch,
+            max_batch_tokens=config.batching.max_batch_tokens,
+        )
+
+    def _classifier(self, loaded: LoadedClassifier) -> Classifier:
+        manifest, task = loaded.manifest, loaded.task
+        telemetry = self._metrics.of_model(manifest.model, manifest.version)
+        traits = ClassifierTraits(
+            labels=task.labels,
+            activation=default_activation(task.problem),
+            accepts_pairs=task.accepts_pairs,
+            max_tokens=loaded.max_tokens,
+            max_inputs=self._config.batching.max_inputs,
+        )
+        policy = _policy(self._config.batching, loaded)
+
+        def create_scheduler(deliver: Deliver) -> EncoderScheduler:
+            def on_batch(batch: Batch, seconds: float) -> None:
+                tokens = batch.shape.num_tokens
+                telemetry.batch_ended(len(batch.members), batch.num_tokens, tokens)
+
+            batcher = EncoderBatcher(loaded.grid, loaded.latency, policy)
+            return EncoderScheduler(batcher, loaded.engine.lanes, deliver, on_batch)
+
+        return Classifier(traits, loaded.tokenizer, create_scheduler, telemetry)
+
+    def _on_change(self, entry: Entry) -> None:
+        self._metrics.set_state(entry.model, entry.version, entry.state)
+
+
+async def run(config: ServerConfig) -> None:
+    """Serves until SIGTERM or SIGINT; prints the ready line on stdout when serving."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, stopping.set)
+    server = Server(config)
+    starting = asyncio.create_task(server.start())
+    stopped = asyncio.create_task(stopping.wait())
+    try:
+        await asyncio.wait((starting, stopped), return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            grpc_address, http_address = starting.result()
+            line = f"enginehouse: serving gRPC on {grpc_address}, HTTP on {http_address}"
+            print(line, flush=True)
+            await stopped
+            _log.info("stopping: finishing what is in flight")
+            await server.stop()
+    finally:
+        starting.cancel()
+        stopped.cancel()
+        await server.close()
+
+
+def _policy(config: BatchingConfig, loaded: LoadedClassifier) -> Policy:
+    return Policy(
+        max_queue=config.max_queue,
+        max_queue_s=config.max_queue_s,
+        window=config.batch_window,
+        equal_lengths=loaded.task.padding == "equal_length",
+    )
+
+
+def _chosen(found: list[Found], config: ServerConfig) -> list[Found]:
+    """The newest version of every model, or those that were asked for."""
+    newest: dict[str, Found] = {}
+    for version in found:
+        newest.setdefault(version.model, version)
+    if not config.models:
+        return list(newest.values())
+    by_version = {(f.model, f.version): f for f in found}
+    chosen = []
+    for name, versions in config.models.items():
+        wanted = versions or {newest[name].version if name in newest else 0}
+        for number in sorted(wanted):
+            if (name, number) not in by_version:
+                raise ModelNotFoundError(_missing(name, number, found, config.repository))
+            chosen.append(by_version[name, number])
+    return chosen
+
+
+def _missing(name: str, version: int, found: list[Found], repository: Path) -> str:
+    known = ", ".join(f"{f.model}={f.version}" for f in found) or "nothing"
+    wanted = f"{name}={version}" if version else name
+    return f"{repository} has no model {wanted}; it has: {known}"
