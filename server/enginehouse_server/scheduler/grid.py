@@ -41,10 +41,11 @@ class ShapeGrid:
 
 
 class LatencyModel:
-    """Predicted seconds of every batch of a grid: of its shape where measured, else fitted.
+    """Predicted seconds of every batch of a grid, by a curve through the measured times.
 
-    The fit is a least-squares sum of a constant, the tokens and the tokens times the length, of
-    which the work of a transformer is made. Without measurements, time is tokens.
+    The curve is a constant, the tokens, and the tokens times the length, of which the work of a
+    transformer is made, weighted by least squares. The single measurements are not used as they
+    are: who picks the cheapest of many shapes by noisy times picks noise.
 
     Attributes:
         seconds: By bucket and number of rows: `seconds[bucket][num_rows]`.
@@ -52,14 +53,13 @@ class LatencyModel:
     """
 
     def __init__(self, grid: ShapeGrid, measured: Mapping[Shape, float]) -> None:
-        """Takes the measured times in seconds by shape."""
-        fitted = _fit(measured)
-        by_shape = {s: measured.get(s) or fitted(s) for s in grid.shapes}
+        """Takes the measured times in seconds by shape; with fewer than four, time is tokens."""
+        predict = _fit(measured)
         self.seconds = [
-            [by_shape[grid.shape_of(bucket, rows)] for rows in range(batches[-1] + 1)]
+            [predict(grid.shape_of(bucket, max(rows, 1))) for rows in range(batches[-1] + 1)]
             for bucket, batches in enumerate(grid.batches)
         ]
-        self.seconds_per_token = min(t / s.num_tokens for s, t in by_shape.items())
+        self.seconds_per_token = min(predict(s) / s.num_tokens for s in grid.shapes)
 
 
 def _fit(measured: Mapping[Shape, float]) -> Callable[[Shape], float]:
