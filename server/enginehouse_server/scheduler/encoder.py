@@ -143,6 +143,8 @@ class EncoderScheduler:
                 batch, expired = self._batcher.take(now)
                 if batch is not None:
                     self._num_running += 1
+                if self._is_closing:  # who closes waits for an empty queue
+                    self._changed.notify_all()
             if expired:
                 error = DeadlineError("the deadline passed while the request waited in the queue")
                 self._deliver(_given_up(expired, error, now))
