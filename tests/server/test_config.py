@@ -1,0 +1,85 @@
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from enginehouse_server.config import BatchingConfig, ConfigError, GrpcConfig, ServerConfig
+from enginehouse_server.options import config_options, load_config, settings, settings_table
+
+OPERATING = Path(__file__).parents[2] / "docs/operating.md"
+
+
+def test_a_flag_beats_a_variable_beats_the_file_beats_the_default(tmp_path: Path) -> None:
+    file = tmp_path / "server.toml"
+    file.write_text("[batching]\nmax_queue = 1\nmax_inputs = 1\nmax_queue_s = 1\n")
+    variables = {"ENGINEHOUSE_MAX_QUEUE": "2", "ENGINEHOUSE_MAX_INPUTS": "2"}
+    found = load_config({"max_queue": 3}, file, variables).batching
+    assert (found.max_queue, found.max_inputs, found.max_queue_s) == (3, 2, 1.0)
+    assert found.batch_window == BatchingConfig().batch_window
+
+
+def test_every_fault_is_listed_at_once() -> None:
+    with pytest.raises(ConfigError) as error:
+        ServerConfig(
+            http_listen="nowhere",
+            model=("=3",),
+            grpc=GrpcConfig(listen="127.0.0.1:70000"),
+            batching=BatchingConfig(max_queue=0, batch_window=2.0),
+        )
+    text = str(error.value)
+    for part in ("--http-listen", "--model", "--listen", "--max-queue", "--batch-window"):
+        assert part in text
+    assert "70000" in text
+
+
+def test_a_bad_variable_names_itself() -> None:
+    with pytest.raises(ConfigError, match=r"ENGINEHOUSE_MAX_QUEUE.*many"):
+        load_config({}, None, {"ENGINEHOUSE_MAX_QUEUE": "many"})
+
+
+def test_unknown_settings_of_a_file_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "server.toml"
+    file.write_text("colour = 1\n[grpc]\nlisten_on = 3\n")
+    with pytest.raises(ConfigError, match=r"colour\n.*grpc\.listen_on"):
+        load_config({}, file, {})
+
+
+def test_a_file_that_is_no_toml_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "server.toml"
+    file.write_text("= =")
+    with pytest.raises(ConfigError, match=r"server\.toml cannot be read as TOML"):
+        load_config({}, file, {})
+
+
+def test_lists_come_from_repeated_flags_commas_and_arrays(tmp_path: Path) -> None:
+    file = tmp_path / "server.toml"
+    file.write_text('model = ["a", "b=2"]\n')
+    assert load_config({}, file, {}).models == {"a": set(), "b": {2}}
+    assert load_config({}, file, {"ENGINEHOUSE_MODEL": "c=1,c=3"}).models == {"c": {1, 3}}
+    assert load_config({"model": ("d",)}, file, {}).models == {"d": set()}
+
+
+def test_version_labels_are_by_model_and_label() -> None:
+    config = ServerConfig(version_label=("topics:stable=3", "topics:next=4"))
+    assert config.version_labels == {("topics", "stable"): 3, ("topics", "next"): 4}
+
+
+def test_every_setting_is_a_flag_of_the_command() -> None:
+    @click.command()
+    @config_options
+    def command(**_: object) -> None: ...
+
+    text = CliRunner().invoke(command, ["--help"]).output
+    for setting in settings():
+        assert setting.flag in text
+
+
+def test_flags_are_unique_and_say_what_they_do() -> None:
+    found = list(settings())
+    assert len({s.flag for s in found}) == len(found)
+    assert all(s.text.endswith(".") for s in found)
+
+
+def test_the_table_of_settings_is_current() -> None:
+    assert settings_table() in OPERATING.read_text(encoding="utf-8"), settings_table()
