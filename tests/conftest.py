@@ -1,0 +1,23 @@
+"""What tests of more than one package share."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Checkpoint = Callable[[str], Path]
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """Gives the folder of a family's checkpoint, made once a session; tests only read it."""
+    from tests.fixtures.checkpoints import make_checkpoint  # torch is slow to import
+
+    folders: dict[str, Path] = {}
+
+    def of_family(family: str) -> Path:
+        if family not in folders:
+            folders[family] = make_checkpoint(family, tmp_path_factory.mktemp(family))
+        return folders[family]
+
+    return of_family

@@ -1,0 +1,269 @@
+"""The server as its operator sees it: faults, overload, health, metrics and the end."""
+
+import asyncio
+import json
+import shutil
+import socket
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
+    ProtoReflectionDescriptorDatabase,
+)
+
+from enginehouse_client import (
+    AsyncClient,
+    Client,
+    DeadlineError,
+    NotReadyError,
+    OverloadedError,
+    RetryPolicy,
+)
+from tests.fixtures.server import ServerProcess, enginehouse
+
+MODEL = "tiny"
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+ONCE = RetryPolicy(max_attempts=1)
+
+
+def metrics_of(server: ServerProcess) -> dict[str, float]:
+    with urllib.request.urlopen(f"http://{server.http_address}/metrics") as page:
+        lines = page.read().decode().splitlines()
+    return {k: float(v) for k, v in (x.rsplit(" ", 1) for x in lines if not x.startswith("#"))}
+
+
+def sum_of(metrics: dict[str, float], name: str, **labels: str) -> float:
+    wanted = [f'{k}="{v}"' for k, v in labels.items()]
+    return sum(
+        v for k, v in metrics.items() if k.split("{")[0] == name and all(w in k for w in wanted)
+    )
+
+
+@pytest.mark.parametrize("name", ["", MODEL])
+def test_health_answers_for_the_server_and_for_each_model(server: ServerProcess, name: str) -> None:
+    with grpc.insecure_channel(server.address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        assert stub.Check(health_pb2.HealthCheckRequest(service=name)).status == SERVING
+        assert next(stub.Watch(health_pb2.HealthCheckRequest(service=name))).status == SERVING
+
+
+def test_health_knows_no_other_name(server: ServerProcess) -> None:
+    with grpc.insecure_channel(server.address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        with pytest.raises(grpc.RpcError) as error:
+            stub.Check(health_pb2.HealthCheckRequest(service="nobody"))
+        assert error.value.code() is grpc.StatusCode.NOT_FOUND  # type: ignore[attr-defined]
+
+
+def test_reflection_lists_the_services(server: ServerProcess) -> None:
+    with grpc.insecure_channel(server.address) as channel:
+        services = set(ProtoReflectionDescriptorDatabase(channel).get_services())
+    assert {
+        "enginehouse.v1.InferenceService",
+        "enginehouse.v1.ModelService",
+        "grpc.health.v1.Health",
+    } <= services
+
+
+def test_metrics_count_what_was_asked(server: ServerProcess, client: Client) -> None:
+    before = metrics_of(server)
+    for _ in range(5):
+        client.classify(MODEL, ["one", "two"])
+    after = metrics_of(server)
+
+    def grown(name: str, **labels: str) -> float:
+        return sum_of(after, name, **labels) - sum_of(before, name, **labels)
+
+    assert grown("enginehouse_requests_total", model=MODEL, rpc="Classify", code="OK") == 5
+    assert grown("enginehouse_input_phase_seconds_count", phase="compute") == 10
+    assert grown("enginehouse_batch_size_sum") == 10
+    assert grown("enginehouse_tokens_total") > 0
+    assert sum_of(after, "enginehouse_queue_inputs") == 0
+    assert sum_of(after, "enginehouse_model_state", state="ready") == 1
+
+
+def test_a_deadline_is_kept(server: ServerProcess) -> None:
+    with Client(server.address, retry=ONCE) as client, pytest.raises(DeadlineError):
+        client.classify(MODEL, "hello", timeout_s=0.0001)
+
+
+async def test_a_full_queue_refuses_and_says_when_to_come_again(repository: Path) -> None:
+    with ServerProcess(repository, "--max-queue", "2") as server:
+        async with AsyncClient(server.address, retry=ONCE) as client:
+            calls = (client.classify(MODEL, "dog " * 20) for _ in range(200))
+            found = await asyncio.gather(*calls, return_exceptions=True)
+            refused = [f for f in found if isinstance(f, OverloadedError)]
+            assert refused
+            assert all(e.retry_after_s and e.retry_after_s > 0 for e in refused)
+            assert len(refused) + sum(not isinstance(f, Exception) for f in found) == 200
+            assert (await client.classify(MODEL, "hello")).results  # unharmed
+
+
+async def test_cancelled_calls_leave_nothing_behind(server: ServerProcess) -> None:
+    async with AsyncClient(server.address) as client:
+        for _ in range(10):
+            calls = [asyncio.create_task(client.classify(MODEL, "dog " * 40)) for _ in range(50)]
+            await asyncio.sleep(0.005)
+            for call in calls:
+                call.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
+        assert (await client.classify(MODEL, "hello")).results
+    end = time.monotonic() + 10
+    while sum_of(metrics_of(server), "enginehouse_queue_inputs") and time.monotonic() < end:
+        time.sleep(0.05)
+    assert sum_of(metrics_of(server), "enginehouse_queue_inputs") == 0
+
+
+async def test_a_clean_stop_finishes_what_is_in_flight(repository: Path) -> None:
+    with ServerProcess(repository, "--drain-delay-s", "1") as server:
+        channel = grpc.aio.insecure_channel(server.address)
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        states = [(await watch.read()).status]
+        async with AsyncClient(server.address, retry=ONCE) as client:
+            calls = [asyncio.create_task(client.classify(MODEL, "dog " * 40)) for _ in range(100)]
+            await asyncio.sleep(0.01)
+            server.terminate()
+            states.append((await watch.read()).status)
+            late = await client.classify(MODEL, "still served while balancers look away")
+            assert late.results
+            assert all((await call).results for call in calls)
+        assert states == [SERVING, NOT_SERVING]
+        assert await asyncio.to_thread(server.wait) == 0
+        await channel.close()
+
+
+def corrupt_weights(version: Path) -> None:
+    file = next(p for p in version.glob("model.onnx*"))
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    file.write_bytes(content)
+
+
+def remove_tokenizer(version: Path) -> None:
+    (version / "tokenizer/tokenizer.json").unlink()
+
+
+def remove_manifest(version: Path) -> None:
+    (version / "manifest.json").unlink()
+
+
+def edit_manifest(change: Callable[[dict[str, object]], None]) -> Callable[[Path], None]:
+    def edit(version: Path) -> None:
+        file = version / "manifest.json"
+        document = json.loads(file.read_text(encoding="utf-8"))
+        change(document)
+        file.write_text(json.dumps(document), encoding="utf-8")
+
+    return edit
+
+
+def other_answers(document: dict[str, object]) -> None:
+    for engine in document["engines"]:  # type: ignore[attr-defined]
+        for probe in engine["probes"]:
+            probe["logits"] = [x + 100 for x in probe["logits"]]
+
+
+FAULTS = {
+    "corrupt weights": (corrupt_weights, "SHA-256"),
+    "no tokenizer": (remove_tokenizer, "cannot be read"),
+    "half-written": (remove_manifest, "manifest.json is missing"),
+    "manifest of another version": (
+        edit_manifest(lambda d: d.update(manifest_version=99)),
+        "manifest version 99",
+    ),
+    "manifest of another model": (edit_manifest(lambda d: d.update(model="x")), "must be <model>"),
+    "manifest that lacks a field": (
+        edit_manifest(lambda d: d.pop("labels", d.pop("limits"))),
+        "lacks",
+    ),
+    "an engine that answers otherwise": (edit_manifest(other_answers), "away from those"),
+    "an engine of another backend": (
+        edit_manifest(lambda d: d["engines"][0].update(backend="abacus")),  # type: ignore[index]
+        "no backend 'abacus'",
+    ),
+}
+
+
+def test_what_cannot_be_served_is_reported_and_the_others_serve(
+    repository: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(repository / MODEL, tmp_path / MODEL)
+    for i, (spoil, _) in enumerate(FAULTS.values()):
+        version = tmp_path / f"bad-{i}" / "1"
+        shutil.copytree(repository / MODEL / "1", version)
+        if version.exists():
+            edit_manifest(lambda d, i=i: d.update(model=f"bad-{i}"))(version)  # type: ignore[misc]
+        spoil(version)
+    with ServerProcess(tmp_path) as server, Client(server.address, retry=ONCE) as client:
+        assert client.classify(MODEL, "hello").results
+        models = {m.name: m for m in client.list_models()}
+        for i, (fault, (_, reason)) in enumerate(FAULTS.items()):
+            found = models[f"bad-{i}"]
+            assert found.state == "unloadable", fault
+            assert reason in found.reason, (fault, found.reason)
+        with pytest.raises(NotReadyError, match="is unloadable: .*SHA-256"):
+            client.classify("bad-0", "hello")
+
+
+def test_nothing_to_serve_is_an_exit_code_of_its_own(repository: Path, tmp_path: Path) -> None:
+    empty = enginehouse("serve", "--repository", tmp_path, "--listen", "127.0.0.1:0")
+    missing = enginehouse("serve", "--repository", tmp_path / "x", "--listen", "127.0.0.1:0")
+    other = enginehouse(
+        *("serve", "--repository", repository, "--model", "nobody", "--listen", "127.0.0.1:0")
+    )
+    assert [empty.returncode, missing.returncode, other.returncode] == [4, 4, 4]
+    assert "cannot be read" in missing.stderr
+    assert "has no model nobody; it has: tiny=1" in other.stderr
+    assert "Traceback" not in empty.stderr + missing.stderr + other.stderr
+
+
+def test_wrong_settings_end_with_2_and_name_every_fault(repository: Path) -> None:
+    found = enginehouse(
+        *("serve", "--repository", repository, "--max-queue", "0", "--listen", "here")
+    )
+    assert found.returncode == 2
+    assert "--max-queue" in found.stderr
+    assert "--listen" in found.stderr
+
+
+def test_a_port_in_use_is_a_failure_with_its_name(repository: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        found = enginehouse("serve", "--repository", repository, "--listen", f"127.0.0.1:{port}")
+    assert found.returncode == 1
+    assert str(port) in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+def test_versions_and_their_labels_can_be_chosen(repository: Path, tmp_path: Path) -> None:
+    for version in (1, 2, 3):
+        folder = tmp_path / MODEL / str(version)
+        shutil.copytree(repository / MODEL / "1", folder)
+        edit_manifest(lambda d, v=version: d.update(version=v))(folder)  # type: ignore[misc]
+    (tmp_path / MODEL / ".tmp-unfinished").mkdir()
+    flags = ("--model", f"{MODEL}=1", "--model", f"{MODEL}=2")
+    with (
+        ServerProcess(tmp_path, *flags, "--version-label", f"{MODEL}:stable=1") as server,
+        Client(server.address) as client,
+    ):
+        assert client.classify(MODEL, "hello").version == 2
+        assert client.classify(MODEL, "hello", version=1).version == 1
+        assert client.classify(MODEL, "hello", version_label="stable").version == 1
+        assert [m.version for m in client.list_models()] == [2, 1]
+    with ServerProcess(tmp_path) as server, Client(server.address) as client:
+        assert client.classify(MODEL, "hello").version == 3
+
+
+def test_limits_can_be_lowered_at_serve_time(repository: Path) -> None:
+    flags = ("--max-tokens", "16", "--max-batch", "2", "--lanes", "2", "--threads", "2")
+    with ServerProcess(repository, *flags) as server, Client(server.address) as client:
+        limits = client.get_model(MODEL).limits
+        assert (limits.max_tokens, limits.max_batch) == (16, 2)
+        [found] = client.classify(MODEL, "dog " * 40, truncate=True).results
+        assert found.num_tokens == 16
