@@ -160,6 +160,7 @@ def test_the_request_id_is_the_callers_or_a_new_one(server: ServerProcess) -> No
     with grpc.insecure_channel(server.address) as channel:
         method = InferenceServiceStub(channel).Classify
         for sent, good in (("order-66", True), ("with space", False), ("x" * 200, False)):
+            call: grpc.Call
             _, call = method.with_call(request, metadata=(("x-request-id", sent),))
             returned = dict(call.initial_metadata())["x-request-id"]
             assert (returned == sent) is good

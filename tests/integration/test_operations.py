@@ -8,6 +8,7 @@ import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -116,7 +117,7 @@ async def test_cancelled_calls_leave_nothing_behind(server: ServerProcess) -> No
         assert (await client.classify(MODEL, "hello")).results
     end = time.monotonic() + 10
     while sum_of(metrics_of(server), "enginehouse_queue_inputs") and time.monotonic() < end:
-        time.sleep(0.05)
+        await asyncio.sleep(0.05)
     assert sum_of(metrics_of(server), "enginehouse_queue_inputs") == 0
 
 
@@ -132,7 +133,7 @@ async def test_a_clean_stop_finishes_what_is_in_flight(repository: Path) -> None
             states.append((await watch.read()).status)
             late = await client.classify(MODEL, "still served while balancers look away")
             assert late.results
-            assert all((await call).results for call in calls)
+            assert all(found.results for found in await asyncio.gather(*calls))
         assert states == [SERVING, NOT_SERVING]
         assert await asyncio.to_thread(server.wait) == 0
         await channel.close()
@@ -163,8 +164,8 @@ def edit_manifest(change: Callable[[dict[str, object]], None]) -> Callable[[Path
     return edit
 
 
-def other_answers(document: dict[str, object]) -> None:
-    for engine in document["engines"]:  # type: ignore[attr-defined]
+def other_answers(document: dict[str, Any]) -> None:
+    for engine in document["engines"]:
         for probe in engine["probes"]:
             probe["logits"] = [x + 100 for x in probe["logits"]]
 
@@ -184,7 +185,7 @@ FAULTS = {
     ),
     "an engine that answers otherwise": (edit_manifest(other_answers), "away from those"),
     "an engine of another backend": (
-        edit_manifest(lambda d: d["engines"][0].update(backend="abacus")),  # type: ignore[index]
+        edit_manifest(lambda d: d["engines"][0].update(backend="abacus")),
         "no backend 'abacus'",
     ),
 }
@@ -198,7 +199,7 @@ def test_what_cannot_be_served_is_reported_and_the_others_serve(
         version = tmp_path / f"bad-{i}" / "1"
         shutil.copytree(repository / MODEL / "1", version)
         if version.exists():
-            edit_manifest(lambda d, i=i: d.update(model=f"bad-{i}"))(version)  # type: ignore[misc]
+            edit_manifest(lambda d, i=i: d.update(model=f"bad-{i}"))(version)
         spoil(version)
     with ServerProcess(tmp_path) as server, Client(server.address, retry=ONCE) as client:
         assert client.classify(MODEL, "hello").results
@@ -207,7 +208,7 @@ def test_what_cannot_be_served_is_reported_and_the_others_serve(
             found = models[f"bad-{i}"]
             assert found.state == "unloadable", fault
             assert reason in found.reason, (fault, found.reason)
-        with pytest.raises(NotReadyError, match="is unloadable: .*SHA-256"):
+        with pytest.raises(NotReadyError, match=r"is unloadable: .*SHA-256"):
             client.classify("bad-0", "hello")
 
 
@@ -245,7 +246,7 @@ def test_versions_and_their_labels_can_be_chosen(repository: Path, tmp_path: Pat
     for version in (1, 2, 3):
         folder = tmp_path / MODEL / str(version)
         shutil.copytree(repository / MODEL / "1", folder)
-        edit_manifest(lambda d, v=version: d.update(version=v))(folder)  # type: ignore[misc]
+        edit_manifest(lambda d, v=version: d.update(version=v))(folder)
     (tmp_path / MODEL / ".tmp-unfinished").mkdir()
     flags = ("--model", f"{MODEL}=1", "--model", f"{MODEL}=2")
     with (
