@@ -1,0 +1,38 @@
+"""`python -m bench`: runs the scenarios and prints what they found."""
+
+import platform
+from datetime import UTC, datetime
+
+import click
+
+from enginehouse_server.engine.threads import available_threads
+
+from .overload import overload
+from .scenarios import SCENARIOS, Settings
+
+__all__: list[str] = []
+
+
+@click.command()
+@click.option("--only", multiple=True, type=click.Choice([*SCENARIOS, "overload"]))
+@click.option("--pairs", default=5, help="Turns of each comparison.", show_default=True)
+@click.option("--seconds", default=8.0, help="Of each side of a turn.", show_default=True)
+@click.option("--lanes", default=1, help="Lanes of the server and the floor.", show_default=True)
+@click.option("--minutes", default=10.0, help="Of the overload.", show_default=True)
+@click.option("--shape", default="base", help="Of the overload.", show_default=True)
+def main(
+    only: tuple[str, ...], pairs: int, seconds: float, lanes: int, minutes: float, shape: str
+) -> None:
+    """Measure the server: all scenarios but the overload, or those that are named."""
+    date = datetime.now(UTC).date()
+    print(f"{date}, {platform.processor() or platform.machine()}, {available_threads()} threads")
+    settings = Settings(pairs, seconds, lanes)
+    for name in only or SCENARIOS:
+        print(f"{name}:", flush=True)
+        found = overload(shape, minutes) if name == "overload" else SCENARIOS[name](settings)
+        for line in found:
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

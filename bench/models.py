@@ -1,0 +1,63 @@
+"""The models that are measured, built by the ordinary builder and kept for the next run."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+__all__ = ["build_model", "tokenizer_of"]
+
+FOLDER = Path(".cache/bench")
+REPOSITORY = FOLDER / "repository"
+
+_SHAPES: dict[str, dict[str, Any]] = {
+    "base": {},  # the defaults of BertConfig are those of BERT-base
+    "minilm": {
+        "hidden_size": 384,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 12,
+        "intermediate_size": 1536,
+    },
+}
+
+
+def build_model(shape: str, precision: str) -> Path:
+    """The folder of a version of the shape with random weights, in that precision.
+
+    The words' vocabulary is real, so that texts have the lengths that they say.
+    """
+    name = f"{shape}-{precision}"
+    version = REPOSITORY / name / "1"
+    if not (version / "manifest.json").exists():
+        print(f"building {name}", flush=True)
+        shutil.rmtree(version.parent, ignore_errors=True)
+        _run("build", "--model", _checkpoint(shape), "--name", name, "--precision", precision)
+    return version
+
+
+def tokenizer_of(version: Path) -> Path:
+    """Its tokenizer.json."""
+    return version / "tokenizer/tokenizer.json"
+
+
+def _checkpoint(shape: str) -> Path:
+    folder = FOLDER / "checkpoints" / shape
+    if not (folder / "config.json").exists():
+        import torch
+        from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+
+        from enginehouse_builder.demo.classifier import encoder_folder
+
+        torch.manual_seed(0)
+        config = BertConfig(**_SHAPES[shape])
+        config.num_labels = 8
+        BertForSequenceClassification(config).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(encoder_folder()).save_pretrained(folder)
+    return folder
+
+
+def _run(*arguments: str | Path) -> None:
+    command = [sys.executable, "-m", "enginehouse_client.cli", *map(str, arguments)]
+    flags = ["--repository", str(REPOSITORY), "--cache-dir", str(FOLDER / "stages")]
+    subprocess.run([*command, *flags], check=True)
