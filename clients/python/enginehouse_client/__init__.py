@@ -1,3 +1,73 @@
-"""Calls an Enginehouse server."""
+"""Calls an Enginehouse server: `Client`, or `AsyncClient` with asyncio."""
 
-__all__: list[str] = []
+from .aio import AsyncClient
+from .client import Client
+from .errors import (
+    ConnectionFailedError,
+    DeadlineError,
+    DeviceError,
+    EnginehouseError,
+    InternalError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    NotReadyError,
+    OverloadedError,
+    PlanMismatchError,
+    ProbeError,
+    RepositoryError,
+    UnloadableError,
+    UnsupportedError,
+)
+from .messages import (
+    Activation,
+    Certificate,
+    Classification,
+    ClassifyInput,
+    ClassifyRequest,
+    Engine,
+    Label,
+    Model,
+    ModelLimits,
+    ModelState,
+    Result,
+    StreamAnswer,
+    TextPair,
+    Timing,
+)
+from .retry import RetryPolicy
+from .stream import ClassifyStream
+
+__all__ = [
+    "Activation",
+    "AsyncClient",
+    "Certificate",
+    "Classification",
+    "ClassifyInput",
+    "ClassifyRequest",
+    "ClassifyStream",
+    "Client",
+    "ConnectionFailedError",
+    "DeadlineError",
+    "DeviceError",
+    "Engine",
+    "EnginehouseError",
+    "InternalError",
+    "InvalidRequestError",
+    "Label",
+    "Model",
+    "ModelLimits",
+    "ModelNotFoundError",
+    "ModelState",
+    "NotReadyError",
+    "OverloadedError",
+    "PlanMismatchError",
+    "ProbeError",
+    "RepositoryError",
+    "Result",
+    "RetryPolicy",
+    "StreamAnswer",
+    "TextPair",
+    "Timing",
+    "UnloadableError",
+    "UnsupportedError",
+]

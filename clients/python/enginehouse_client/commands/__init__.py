@@ -1,0 +1,3 @@
+"""The client's own subcommands."""
+
+__all__: list[str] = []
