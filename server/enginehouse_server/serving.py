@@ -74,6 +74,9 @@ class Server:
         config = self._config.grpc
         await self._grpc.say_not_serving()
         await asyncio.sleep(config.drain_delay_s)
+        for entry in list(self._catalog):
+            if entry.state == "ready":
+                self._catalog.put(replace(entry, state="draining", reason="the server is stopping"))
         await self._grpc.stop(config.drain_timeout_s)
         await self.close()
 

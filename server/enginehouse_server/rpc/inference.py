@@ -11,6 +11,7 @@ from enginehouse_server.telemetry import Metrics
 
 from .call import Call, Context
 from .convert import classify_request, classify_response
+from .in_flight import InFlight
 from .streaming import AnswerStream
 
 __all__ = ["Inference"]
@@ -19,15 +20,16 @@ __all__ = ["Inference"]
 class Inference(InferenceServiceServicer):
     """Runs models for callers."""
 
-    def __init__(self, catalog: Catalog, metrics: Metrics) -> None:
-        self._catalog, self._metrics = catalog, metrics
+    def __init__(self, catalog: Catalog, metrics: Metrics, in_flight: InFlight) -> None:
+        self._catalog, self._metrics, self._in_flight = catalog, metrics, in_flight
 
     async def Classify(self, request: pb.ClassifyRequest, context: Context) -> pb.ClassifyResponse:
         """Labels for the texts of one request."""
-        async with Call("Classify", context, self._metrics) as call:
-            entry, classifier = self._choose(request)
-            call.telemetry = classifier.telemetry
-            return await _classify(entry, classifier, request, call)
+        with self._in_flight:
+            async with Call("Classify", context, self._metrics) as call:
+                entry, classifier = self._choose(request)
+                call.telemetry = classifier.telemetry
+                return await _classify(entry, classifier, request, call)
 
     async def ClassifyStream(  # type: ignore[override]  # writes its answers itself
         self, request_iterator: AsyncIterator[pb.ClassifyStreamRequest], context: Context
@@ -41,7 +43,7 @@ class Inference(InferenceServiceServicer):
         self, call: Call, message: pb.ClassifyStreamRequest
     ) -> pb.ClassifyStreamResponse:
         """The answer to one request of a stream, be it an error."""
-        with call.part() as part:
+        with self._in_flight, call.part() as part:
             entry, classifier = self._choose(message.request)
             part.telemetry = classifier.telemetry
             response = await _classify(entry, classifier, message.request, call)

@@ -1,5 +1,7 @@
 """The gRPC server: services, health, reflection and transport settings."""
 
+import asyncio
+
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
@@ -13,11 +15,13 @@ from enginehouse_server.repository import Catalog
 from enginehouse_server.telemetry import Metrics
 
 from .call import TolerantDecoding
+from .in_flight import InFlight
 from .inference import Inference
 from .models import Models
 
 __all__ = ["GrpcServer"]
 
+_LAST_ANSWERS_S = 0.25  # for answers that are on their way out
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -29,7 +33,10 @@ class GrpcServer:
         """Makes the server; it does not listen yet."""
         self._server = grpc.aio.server(interceptors=[TolerantDecoding()], options=_options(config))
         self._health = health.HealthServicer()
-        add_InferenceServiceServicer_to_server(Inference(catalog, metrics), self._server)
+        self._in_flight = InFlight()
+        add_InferenceServiceServicer_to_server(
+            Inference(catalog, metrics, self._in_flight), self._server
+        )
         add_ModelServiceServicer_to_server(Models(catalog, metrics), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = [
@@ -68,8 +75,14 @@ class GrpcServer:
         await self._health.enter_graceful_shutdown()
 
     async def stop(self, timeout_s: float) -> None:
-        """Takes no new calls, and lets those in flight take `timeout_s`."""
-        await self._server.stop(timeout_s)
+        """Takes no new calls, and lets requests in flight take `timeout_s`.
+
+        Calls that stay open with nothing to answer (health watchers, idle streams) are then ended.
+        """
+        stopping = asyncio.create_task(self._server.stop(timeout_s))
+        await self._in_flight.wait_until_idle(timeout_s)
+        await self._server.stop(min(timeout_s, _LAST_ANSWERS_S))
+        await stopping
 
 
 def _options(config: GrpcConfig) -> list[tuple[str, int]]:
