@@ -58,6 +58,6 @@ def _checkpoint(shape: str) -> Path:
 
 
 def _run(*arguments: str | Path) -> None:
-    command = [sys.executable, "-m", "enginehouse_client.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "enginehouse_client", *map(str, arguments)]
     flags = ["--repository", str(REPOSITORY), "--cache-dir", str(FOLDER / "stages")]
     subprocess.run([*command, *flags], check=True)

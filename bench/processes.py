@@ -61,7 +61,7 @@ class Served(_Process):
     def __init__(self, version: Path, *flags: str, naive: bool = False) -> None:
         command = ["-m", "bench.naive", str(version)]
         if not naive:
-            command = ["-m", "enginehouse_client.cli", "serve", "--log-level", "warning", *flags]
+            command = ["-m", "enginehouse_client", "serve", "--log-level", "warning", *flags]
             command += ["--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"]
             command += ["--repository", str(version.parent.parent), "--model", version.parent.name]
         super().__init__(*command)
@@ -86,7 +86,7 @@ class Floor(_Process):
 
 def run_load(server: Served, texts_file: Path, *flags: str | float) -> Load:
     """Runs the load generator against a server, in a process of its own."""
-    command = [sys.executable, "-m", "enginehouse_client.cli", "loadtest", "classify"]
+    command = [sys.executable, "-m", "enginehouse_client", "loadtest", "classify"]
     given: Sequence[str | float | Path] = (
         *("--target", server.address, "--model", server.model, "--texts", texts_file),
         *("--output", "json", *flags),

@@ -28,6 +28,7 @@ def text_of(tokenizer_file: Path, num_tokens: int) -> str:
 
 def _words(tokenizer_file: Path) -> list[str]:
     tokenizer = tokenizers.Tokenizer.from_file(str(tokenizer_file))
+    tokenizer.no_padding()
     found = sorted(set(re.findall(r"[a-z]+", _SAMPLES.read_text(encoding="utf-8").lower())))
     return [w for w in found if len(tokenizer.encode(w, add_special_tokens=False).ids) == 1]
 

@@ -1,30 +1,42 @@
-"""The shapes that batches are padded to: close enough that little is padded, few enough to warm all up.
+"""The shapes that batches are padded to: close enough to pad little, few enough to warm all up."""
 
-Lengths rise in steps of an eighth to a quarter of themselves, so that a text is padded by about a
-tenth at most on average; batch sizes rise likewise, up to the batch's token limit.
-"""
-
-from .manifest import Bucket, Limits
+from .manifest import Bucket, ClassifyTask, Limits
 
 __all__ = ["default_buckets"]
 
+_FIRST = 8  # tokens; shorter rows are padded to it
 _STEP_UP_TO = ((64, 2), (128, 4), (256, 8), (512, 32), (2**30, 128))  # (length, step)
 _BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+_EQUAL_BATCHES = (1, 4)
+_EQUAL_BATCHES_UP_TO = 64
 
 
-def default_buckets(limits: Limits) -> tuple[Bucket, ...]:
-    """Buckets for every length up to `max_tokens`, each with its batch sizes, ascending."""
-    return tuple(Bucket(length, _batches(length, limits)) for length in _lengths(limits.max_tokens))
+def default_buckets(limits: Limits, task: ClassifyTask) -> tuple[Bucket, ...]:
+    """Buckets for every length up to `max_tokens`, each with its batch sizes, ascending.
+
+    Lengths rise in steps of about a sixteenth of themselves, so that texts of mixed length are
+    padded by a few per cent. A model that padding changes has a bucket for each length, most of
+    them for single rows: equal lengths seldom meet, and every shape must be warmed up.
+    """
+    if task.padding == "equal_length":
+        lengths = range(1, limits.max_tokens + 1)
+        return tuple(Bucket(n, _batches(n, limits, _equal_batches(n))) for n in lengths)
+    return tuple(Bucket(n, _batches(n, limits, _BATCHES)) for n in _lengths(limits.max_tokens))
 
 
 def _lengths(max_tokens: int) -> list[int]:
-    lengths = [min(8, max_tokens)]
+    lengths = [min(_FIRST, max_tokens)]
     for end, step in _STEP_UP_TO:
         while lengths[-1] < min(end, max_tokens):
             lengths.append(min(lengths[-1] + step, max_tokens))
     return lengths
 
 
-def _batches(length: int, limits: Limits) -> tuple[int, ...]:
-    most = max(1, min(limits.max_batch, limits.max_batch_tokens // length))
-    return (*(b for b in _BATCHES if b < most), most)
+def _equal_batches(length: int) -> tuple[int, ...]:
+    return _EQUAL_BATCHES if length <= _EQUAL_BATCHES_UP_TO else _EQUAL_BATCHES[:1]
+
+
+def _batches(length: int, limits: Limits, sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """The sizes that the limits allow, and the greatest allowed one itself."""
+    most = max(1, min(limits.max_batch, limits.max_batch_tokens // length, sizes[-1]))
+    return (*(size for size in sizes if size < most), most)

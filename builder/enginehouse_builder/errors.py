@@ -1,4 +1,4 @@
-"""What can go wrong in a build, as one tree; the command prints the message and exits with the code.
+"""What can go wrong in a build, as one tree; the command prints the message and exits.
 
     BuildError                   exit code 1: the build failed, nothing was published
     ├── SpecError                exit code 2: the command line asks for what cannot be
@@ -8,6 +8,8 @@
     ├── QuantizeError            the graph cannot be quantized
     ├── CertificateError         the engine's answers are too far from the original's
     └── PublishError             the repository cannot take the version
+
+A message names what was wrong, the value, the limit and the remedy.
 """
 
 __all__ = [

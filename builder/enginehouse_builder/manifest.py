@@ -1,4 +1,4 @@
-"""The manifest: what a published version of a model is. The builder writes it, the server trusts it.
+"""What a published version of a model is: the builder writes it, the server trusts it.
 
 It is the last file written into a version's folder, so its presence publishes the version. It
 needs the standard library alone.

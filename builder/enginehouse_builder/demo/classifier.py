@@ -104,7 +104,7 @@ def train_topics(folder: Path, *, seed: int = 0, report: Callable[[str], None]) 
         DemoError: The encoder is not installed, or fewer than `MIN_ACCURACY` were right, in which
             case nothing is saved.
     """
-    source = _encoder_folder()
+    source = encoder_folder()
     # By length: sentences that are computed together then need little padding.
     rows = sorted(read_labelled(_TOPICS_FOLDER / "train.tsv"), key=lambda row: len(row.text))
     topics = sorted({row.label for row in rows})
@@ -157,7 +157,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(num_threads)
 
 
-def _encoder_folder() -> Path:
+def encoder_folder() -> Path:
     """Finds the packaged encoder without importing the package."""
     spec = importlib.util.find_spec(_ENCODER_PACKAGE)
     locations = spec.submodule_search_locations if spec else None

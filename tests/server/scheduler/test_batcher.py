@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enginehouse_builder.buckets import default_buckets
-from enginehouse_builder.manifest import Limits
+from enginehouse_builder.manifest import ClassifyTask, Limits
 from enginehouse_server.engine.base import Shape
 from enginehouse_server.errors import OverloadedError
 from enginehouse_server.scheduler import (
@@ -15,7 +15,8 @@ from enginehouse_server.scheduler import (
     ShapeGrid,
 )
 
-GRID = ShapeGrid((b.length, b.batches) for b in default_buckets(Limits(128, 16, 512)))
+TASK = ClassifyTask(("a", "b"), "single_label", False, "invariant", 0)
+GRID = ShapeGrid((b.length, b.batches) for b in default_buckets(Limits(128, 16, 512), TASK))
 LATENCY = LatencyModel(
     GRID, {s: 1e-3 + 1e-4 * s.num_tokens + 1e-7 * s.num_tokens * s.length for s in GRID.shapes}
 )

@@ -1,0 +1,77 @@
+"""The figures of an engine's logits beside the reference's."""
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from enginehouse_server.engine.base import Logits
+
+from .tolerance import NEAR_TIE
+
+__all__ = ["Comparison", "Problem", "compare", "scale_of"]
+
+Problem = Literal["single_label", "multi_label", "regression"]
+
+
+class Comparison(NamedTuple):
+    """How far two sets of logits are apart.
+
+    Attributes:
+        max_abs_error: Greatest absolute difference; NaN if the engine gave one.
+        mean_abs_error: Mean absolute difference.
+        min_cosine: Least cosine similarity of two rows (of the whole column for one label).
+        agreement: Share of decisions that are the same; None for regression.
+        clear_agreement: The same without near ties; None for regression.
+        scale: Largest absolute logit of the reference.
+        worst: Index of the row with the greatest error.
+    """
+
+    max_abs_error: float
+    mean_abs_error: float
+    min_cosine: float
+    agreement: float | None
+    clear_agreement: float | None
+    scale: float
+    worst: int
+
+
+def compare(logits: Logits, reference: Logits, problem: Problem) -> Comparison:
+    """Compares logits `[rows, labels]` with the reference's."""
+    errors = np.abs(logits.astype(np.float64) - reference)
+    scale = scale_of(reference)
+    is_same, is_clear = _decisions(logits, reference, problem, NEAR_TIE * scale)
+    is_decided = problem != "regression"
+    return Comparison(
+        max_abs_error=float(errors.max()),
+        mean_abs_error=float(errors.mean()),
+        min_cosine=_min_cosine(logits, reference),
+        agreement=float(is_same.mean()) if is_decided else None,
+        clear_agreement=float((is_same | ~is_clear).mean()) if is_decided else None,
+        scale=scale,
+        worst=int(np.argmax(np.nan_to_num(errors, nan=np.inf).max(axis=1))),
+    )
+
+
+def scale_of(reference: Logits) -> float:
+    """The largest absolute logit, by which errors are judged; never quite 0."""
+    return max(float(np.abs(reference).max()), 1e-6)
+
+
+def _decisions(
+    logits: Logits, reference: Logits, problem: Problem, near: float
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Whether each decision is the same, and whether the reference's is clear."""
+    if problem == "single_label" and reference.shape[1] > 1:
+        second, first = np.sort(reference, axis=1)[:, -2:].T
+        return logits.argmax(axis=1) == reference.argmax(axis=1), first - second > near
+    return (logits > 0) == (reference > 0), np.abs(reference) > near
+
+
+def _min_cosine(logits: Logits, reference: Logits) -> float:
+    ours, theirs = logits.astype(np.float64), reference.astype(np.float64)
+    if reference.shape[1] == 1:
+        ours, theirs = ours.T, theirs.T
+    lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+    cosines = (ours * theirs).sum(axis=1) / np.maximum(lengths, 1e-30)
+    return float(cosines.min())

@@ -1,0 +1,183 @@
+"""The subcommands `build` and `demo`. What is heavy is imported when a command runs."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import click
+
+from .ending import ending_cleanly
+
+if TYPE_CHECKING:
+    from .spec import BuildSpec
+
+__all__ = ["build", "demo"]
+
+F = TypeVar("F", bound=Callable[..., object])
+PrecisionName = Literal["fp32", "bf16", "int8"]
+
+_COUNT = click.IntRange(min=1)
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+_FILE = click.Path(dir_okay=False, path_type=Path)
+_PRECISION = click.Choice(["fp32", "bf16", "int8"])
+
+
+def _option(
+    flag: str,
+    meaning: str,
+    kind: "click.ParamType[Any] | None" = None,
+    default: object = None,
+    variable: str = "",
+) -> Callable[[F], F]:
+    """An option that ENGINEHOUSE_<NAME> sets too."""
+    return click.option(
+        flag,
+        help=meaning,
+        type=kind,
+        default=default,
+        envvar=variable or _variable(flag),
+        show_envvar=True,
+        show_default=default is not None,
+    )
+
+
+def _switch(flag: str, meaning: str) -> Callable[[F], F]:
+    return click.option(flag, is_flag=True, help=meaning, envvar=_variable(flag), show_envvar=True)
+
+
+def _variable(flag: str) -> str:
+    return "ENGINEHOUSE_" + flag.removeprefix("--").upper().replace("-", "_")
+
+
+def _common(command: F) -> F:
+    """The options of every command that builds."""
+    for option in (
+        _switch("--quiet", "Show nothing but errors and the version's folder."),
+        _option("--threads", "Processor threads to measure with.  [default: all allowed]", _COUNT),
+        _option(
+            "--cache-dir",
+            "Folder of stage results, shared by all builds, pruned to 20 GiB.",
+            _FOLDER,
+            Path.home() / ".cache" / "enginehouse",
+            "ENGINEHOUSE_CACHE",
+        ),
+        _option("--repository", "Folder to publish into.", _FOLDER, Path("repository")),
+        _option("--precision", "Arithmetic of the engine.", _PRECISION, "fp32"),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command(short_help="Turn a Hugging Face model into a certified engine.")
+@click.option(
+    "--model",
+    required=True,
+    help="Hub id, or folder in save_pretrained form.",
+    envvar="ENGINEHOUSE_MODEL",
+    show_envvar=True,
+)
+@_option("--name", "Name to serve it under.  [default: from the model]")
+@_option("--task", "What it does.  [default: from the model]", click.Choice(["classify"]))
+@_option("--revision", "Branch, tag or commit on the hub.  [default: its default branch]")
+@_option("--max-tokens", "Longest text, tokens.  [default: the model's limit, at most 512]", _COUNT)
+@_option("--max-batch", "Most texts in one batch.", _COUNT, 32)
+@_option(
+    "--max-batch-tokens",
+    "Most texts times padded length in one batch, tokens.  [default: --max-tokens, at least 512]",
+    _COUNT,
+)
+@_option(
+    "--samples",
+    "File to certify and calibrate on: UTF-8, one text a line, a tab before the second text of a "
+    "pair.  [default: built-in texts]",
+    _FILE,
+)
+@_switch("--trust-remote-code", "Run the model's own Python code. It can do anything you can.")
+@_common
+def build(  # noqa: PLR0913, PLR0917 - click passes every option by name
+    model: str,
+    name: str | None,
+    task: Literal["classify"] | None,
+    revision: str | None,
+    max_tokens: int | None,
+    max_batch: int,
+    max_batch_tokens: int | None,
+    samples: Path | None,
+    trust_remote_code: bool,
+    precision: PrecisionName,
+    repository: Path,
+    cache_dir: Path,
+    threads: int | None,
+    quiet: bool,
+) -> None:
+    """Turn a Hugging Face model into an engine, prove it against the original, and publish it.
+
+    The version's folder is printed. Every option can be given as a variable too. Exit codes: 0
+    published, 1 failed, 2 wrong usage, 130 interrupted; nothing is published unless 0.
+    """
+    with ending_cleanly("build"):
+        from .spec import BuildSpec
+
+        _build(
+            BuildSpec(
+                model=model,
+                repository=repository,
+                cache=cache_dir,
+                name=name,
+                task=task,
+                revision=revision,
+                precision=precision,
+                max_tokens=max_tokens,
+                max_batch=max_batch,
+                max_batch_tokens=max_batch_tokens,
+                samples=samples,
+                trust_remote_code=trust_remote_code,
+                num_threads=threads,
+            ),
+            quiet=quiet,
+        )
+
+
+@click.command(short_help="Train and build the demo models.")
+@_common
+def demo(
+    precision: PrecisionName, repository: Path, cache_dir: Path, threads: int | None, quiet: bool
+) -> None:
+    """Train a topic classifier on this machine and build it as model `topics`.
+
+    Nothing is fetched: the encoder it starts from is a Python package. Takes a minute or two.
+    """
+    with ending_cleanly("demo", extra="demo"):
+        from .demo import DemoError, train_topics
+        from .display import Display
+        from .errors import BuildError
+        from .spec import BuildSpec
+
+        with tempfile.TemporaryDirectory(prefix="enginehouse-") as folder:
+            source = Path(folder) / "topics"
+            with Display(quiet=quiet).stage("train") as stage:
+                try:
+                    found = train_topics(source, report=stage.report)
+                except DemoError as error:
+                    raise BuildError(str(error)) from error
+                stage.result = (
+                    f"{found.num_correct} of {found.num_total} held-out sentences right "
+                    f"({found.accuracy:.1%})"
+                )
+            spec = BuildSpec(
+                model=str(source),
+                repository=repository,
+                cache=cache_dir,
+                name="topics",
+                precision=precision,
+                num_threads=threads,
+            )
+            _build(spec, quiet=quiet)
+
+
+def _build(spec: "BuildSpec", *, quiet: bool) -> None:
+    from .display import Display
+    from .pipeline import build as build_version
+
+    click.echo(str(build_version(spec, Display(quiet=quiet)).folder))

@@ -1,0 +1,66 @@
+"""Opens an engine as the server does, for certificate and measurement."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from enginehouse_server.engine.base import EncoderEngine, EncoderSpec, Precision
+from enginehouse_server.engine.create import create_encoder
+from enginehouse_server.errors import EnginehouseError
+
+from .errors import BuildError, UnsupportedModelError
+
+__all__ = ["EngineFile", "opened"]
+
+_NUM_SHAPES = 8  # shapes are computed one after the other, hardly ever again
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFile:
+    """What an engine is opened from.
+
+    Attributes:
+        model: The ONNX file.
+        precision: Arithmetic.
+        inputs: Names of the graph's inputs.
+        pad_id: Token that fills a row up.
+        max_batch_tokens: Most rows * padded length of a batch.
+        num_threads: Processor threads.
+    """
+
+    model: Path
+    precision: Precision
+    inputs: tuple[str, ...]
+    pad_id: int
+    max_batch_tokens: int
+    num_threads: int
+
+
+@contextmanager
+def opened(file: EngineFile) -> Iterator[EncoderEngine]:
+    """The engine, closed when the context ends.
+
+    Raises:
+        UnsupportedModelError: The runtime cannot compile the graph.
+        BuildError: The runtime failed while computing.
+    """
+    spec = EncoderSpec(
+        model=file.model,
+        precision=file.precision,
+        inputs=file.inputs,
+        pad_id=file.pad_id,
+        max_batch_tokens=file.max_batch_tokens,
+        num_shapes=_NUM_SHAPES,
+        num_threads=file.num_threads,
+    )
+    try:
+        engine = create_encoder("openvino", spec)
+    except EnginehouseError as error:
+        raise UnsupportedModelError(f"the exported model has no engine here: {error}") from error
+    try:
+        yield engine
+    except EnginehouseError as error:
+        raise BuildError(f"the engine failed: {error}") from error
+    finally:
+        engine.close()

@@ -1,0 +1,74 @@
+"""How many tokens a model takes, from its configuration, its position table and its tokenizer."""
+
+from collections.abc import Iterator
+
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from enginehouse_builder.errors import SpecError
+
+__all__ = ["DEFAULT_MAX_TOKENS", "max_tokens_of", "model_limit"]
+
+DEFAULT_MAX_TOKENS = 512
+_ABSURD = 10_000_000  # tokenizers that know no limit say 1e30
+_POSITION_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
+
+
+def max_tokens_of(
+    asked: int | None, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> int:
+    """Longest row of the engine: what was asked for, else the model's limit, at most 512.
+
+    Raises:
+        SpecError: More was asked for than the model takes, or too little for a single word.
+    """
+    limit = model_limit(model, tokenizer)
+    if asked is None:
+        return DEFAULT_MAX_TOKENS if limit is None else min(DEFAULT_MAX_TOKENS, limit)
+    if limit is not None and asked > limit:
+        raise SpecError(f"--max-tokens {asked} is more than the {limit} that the model takes")
+    least = tokenizer.num_special_tokens_to_add(pair=True) + 2
+    if asked < least:
+        raise SpecError(f"--max-tokens {asked} leaves no room for text: give at least {least}")
+    return asked
+
+
+def model_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> int | None:
+    """Most tokens of a row that the model was made for, None if there is no end."""
+    limits = [*_position_limits(model), *_switching_limits(model.config.get_text_config())]
+    if tokenizer.model_max_length < _ABSURD:
+        limits.append(tokenizer.model_max_length)
+    return min(limits, default=None)
+
+
+def _position_limits(model: PreTrainedModel) -> Iterator[int]:
+    config = model.config.get_text_config()
+    if getattr(config, "relative_attention_num_buckets", None) is None:
+        for field in _POSITION_FIELDS:
+            value = _number(config, field)
+            if value is not None and value > 0:
+                yield value
+    for name, module in model.named_modules():
+        padding, table = getattr(module, "padding_idx", None), getattr(module, "weight", None)
+        # RoBERTa and its kin count positions from after the padding token's.
+        if name.endswith("position_embeddings") and padding is not None and table is not None:
+            yield int(table.shape[0]) - padding - 1
+
+
+def _switching_limits(config: PretrainedConfig) -> Iterator[int]:
+    """Lengths at which the model's code takes another branch, which a traced graph does not."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    for kind in (rope, *(v for v in rope.values() if isinstance(v, dict))):
+        if kind.get("rope_type") in ("longrope", "dynamic"):
+            original = kind.get("original_max_position_embeddings")
+            original = original or _number(config, "original_max_position_embeddings")
+            yield original or config.max_position_embeddings
+    if getattr(config, "attention_type", None) == "block_sparse":
+        yield (5 + 2 * config.num_random_blocks) * config.block_size
+
+
+def _number(config: PretrainedConfig, field: str) -> int | None:
+    try:
+        value = getattr(config, field)
+    except (AttributeError, NotImplementedError):
+        return None
+    return value if isinstance(value, int) else None

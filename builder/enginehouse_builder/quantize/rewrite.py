@@ -1,0 +1,147 @@
+"""Writes the quantized graph: Q/DQ on the activations, int8 and DQ in place of the matrices.
+
+The form is the one that OpenVINO, ONNX Runtime and TensorRT alike turn into integer products:
+symmetric, a step for each activation, a step for each output channel of a matrix.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from .layers import Group, Layer, weight_of
+from .scales import Scales, quantize_matrix
+
+__all__ = ["rewrite"]
+
+_INLINE_BYTES = 1024  # smaller tensors stay in the graph's own file
+_ALIGNMENT_BYTES = 64
+
+
+class _Added(NamedTuple):
+    """Nodes and the constants that they read."""
+
+    nodes: list[NodeProto]
+    constants: list[TensorProto]
+
+
+def rewrite(source: Path, plan: Mapping[Group, Scales], target: Path) -> None:
+    """Writes the graph of `source` with the groups quantized to `target` and `target`.data.
+
+    Weights pass through memory one at a time, except the quantized ones.
+    """
+    model = onnx.load(source, load_external_data=False)
+    graph = model.graph
+    first: list[NodeProto] = []
+    after: dict[str, list[NodeProto]] = {}  # by the tensor that the nodes read
+    constants: list[TensorProto] = []
+    for group, scales in plan.items():
+        for layer in group.weights:
+            added = _dequantized_weight(graph, layer, scales, source.parent)
+            first += added.nodes
+            constants += added.constants
+        for name in group.activations:
+            added = _quantized_activation(name, scales)
+            after[name] = added.nodes
+            constants += added.constants
+    layers = {layer.output: layer for group in plan for layer in group.layers}
+    nodes = [*first, *_rewired(graph, layers, after)]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    _keep_read(graph)
+    graph.initializer.extend(constants)
+    _write_data(graph, source.parent, target.with_name(target.name + ".data"))
+    onnx.save(model, target)
+
+
+def _dequantized_weight(
+    graph: onnx.GraphProto, layer: Layer, scales: Scales, folder: Path
+) -> _Added:
+    matrix = weight_of(graph, layer, folder) * scales.divisor[:, None]
+    quantized, steps = quantize_matrix(matrix)
+    values = {
+        f"{layer.weight}.int8": quantized.T if layer.is_transposed else quantized,
+        f"{layer.weight}.step": steps,
+        f"{layer.weight}.zero": np.zeros(len(steps), np.int8),
+    }
+    node = helper.make_node(
+        "DequantizeLinear",
+        list(values),
+        [_rounded(layer.weight)],
+        name=_rounded(layer.weight),
+        axis=0 if layer.is_transposed else 1,
+    )
+    return _Added([node], _constants(values))
+
+
+def _quantized_activation(name: str, scales: Scales) -> _Added:
+    values: dict[str, object] = {
+        f"{name}.factor": 1 / scales.divisor,
+        f"{name}.step": np.float32(scales.step),
+        f"{name}.zero": np.int8(0),
+    }
+    factor, *parameters = values
+    divided, levels = f"{name}.divided", f"{name}.int8"
+    nodes = [
+        helper.make_node("Mul", [name, factor], [divided], name=divided),
+        helper.make_node("QuantizeLinear", [divided, *parameters], [levels], name=levels),
+        helper.make_node(
+            "DequantizeLinear", [levels, *parameters], [_rounded(name)], name=_rounded(name)
+        ),
+    ]
+    return _Added(nodes, _constants(values))
+
+
+def _rounded(name: str) -> str:
+    return f"{name}.rounded"
+
+
+def _constants(values: Mapping[str, object]) -> list[TensorProto]:
+    return [numpy_helper.from_array(np.ascontiguousarray(v), n) for n, v in values.items()]
+
+
+def _rewired(
+    graph: onnx.GraphProto, layers: Mapping[str, Layer], after: Mapping[str, list[NodeProto]]
+) -> Iterator[NodeProto]:
+    for node in graph.node:
+        layer = layers.get(node.output[0]) if node.output else None
+        if layer is not None:
+            node.input[0], node.input[1] = _rounded(layer.activation), _rounded(layer.weight)
+        yield node
+        for name in node.output:
+            yield from after.get(name, [])
+
+
+def _keep_read(graph: onnx.GraphProto) -> None:
+    """Drops the matrices that are int8 now, unless something else reads them."""
+    read = {name for node in graph.node for name in node.input}
+    kept = [i for i in graph.initializer if i.name in read]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+
+
+def _write_data(graph: onnx.GraphProto, folder: Path, data: Path) -> None:
+    """Writes all tensors, also those that lie in `folder`, to the data file, aligned."""
+    with data.open("wb") as file:
+        for tensor in graph.initializer:
+            content = numpy_helper.to_array(tensor, str(folder)).tobytes()
+            _forget_data(tensor)
+            if len(content) < _INLINE_BYTES:
+                tensor.raw_data = content
+                continue
+            file.write(bytes(-file.tell() % _ALIGNMENT_BYTES))
+            where = {"location": data.name, "offset": file.tell(), "length": len(content)}
+            tensor.data_location = TensorProto.EXTERNAL
+            for key, value in where.items():
+                tensor.external_data.add(key=key, value=str(value))
+            file.write(content)
+
+
+def _forget_data(tensor: TensorProto) -> None:
+    for field in ("raw_data", "float_data", "int32_data", "int64_data", "double_data"):
+        tensor.ClearField(field)
+    tensor.ClearField("external_data")
+    tensor.ClearField("data_location")

@@ -1,0 +1,46 @@
+"""Builds that tests of the builder share."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Checkpoint
+
+Built = Callable[[str], Path]
+MODEL = "tiny"
+
+
+@pytest.fixture(scope="session")
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that all builds of the session share."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def built(
+    checkpoint: Checkpoint, cache_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Built:
+    """Gives the version of a tiny BERT, built once for each precision; tests only read it."""
+    from enginehouse_builder.display import Display
+    from enginehouse_builder.pipeline import build
+    from enginehouse_builder.spec import BuildSpec
+
+    repository = tmp_path_factory.mktemp("repository")
+    folders: dict[str, Path] = {}
+
+    def of_precision(precision: str) -> Path:
+        if precision not in folders:
+            spec = BuildSpec(
+                model=str(checkpoint("bert")),
+                repository=repository,
+                cache=cache_folder,
+                name=MODEL,
+                precision=precision,  # type: ignore[arg-type]
+                max_tokens=48,
+                max_batch=4,
+            )
+            folders[precision] = build(spec, Display(quiet=True)).folder
+        return folders[precision]
+
+    return of_precision
