@@ -23,8 +23,17 @@ from typing import NamedTuple
 from filelock import FileLock, Timeout
 
 from .errors import BuildError
+from .manifest import sha256_of
 
-__all__ = ["DEFAULT_MAX_BYTES", "Cache", "Cached", "code_digest", "key_of", "versions_of"]
+__all__ = [
+    "DEFAULT_MAX_BYTES",
+    "Cache",
+    "Cached",
+    "code_digest",
+    "key_of",
+    "sealed_hashes",
+    "versions_of",
+]
 
 DEFAULT_MAX_BYTES = 20 * 2**30
 
@@ -165,11 +174,17 @@ def versions_of(*packages: str) -> dict[str, str]:
     return {package: version(package) for package in packages}
 
 
+def sealed_hashes(folder: Path) -> dict[Path, str]:
+    """SHA-256 of a result's files as they were made, by path."""
+    seals = json.loads((folder / _FILE_LIST).read_text(encoding="utf-8"))
+    return {folder / name: sha256 for name, (_, sha256) in seals.items()}
+
+
 def _seal(folder: Path) -> None:
-    """Notes every file's size and makes the files read-only."""
+    """Notes every file's size and hash and makes the files read-only."""
     files = {str(f.relative_to(folder)): f for f in sorted(folder.rglob("*")) if f.is_file()}
-    sizes = {name: file.stat().st_size for name, file in files.items()}
-    (folder / _FILE_LIST).write_text(json.dumps(sizes), encoding="utf-8")
+    seals = {name: (file.stat().st_size, sha256_of(file)) for name, file in files.items()}
+    (folder / _FILE_LIST).write_text(json.dumps(seals), encoding="utf-8")
     for file in files.values():
         file.chmod(0o444)
 
@@ -177,8 +192,8 @@ def _seal(folder: Path) -> None:
 def _is_whole(folder: Path) -> bool:
     """Whether every file is there in its size: someone may have tidied up by hand."""
     try:
-        sizes = json.loads((folder / _FILE_LIST).read_text(encoding="utf-8"))
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+        seals = json.loads((folder / _FILE_LIST).read_text(encoding="utf-8"))
+        return all((folder / name).stat().st_size == size for name, (size, _) in seals.items())
     except (OSError, ValueError):
         return False
 

@@ -1,5 +1,6 @@
 """The subcommands `build` and `demo`. What is heavy is imported when a command runs."""
 
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -116,6 +117,7 @@ def build(  # noqa: PLR0913, PLR0917 - click passes every option by name
     The version's folder is printed. Every option can be given as a variable too. Exit codes: 0
     published, 1 failed, 2 wrong usage, 130 interrupted; nothing is published unless 0.
     """
+    _let_threads_sleep()
     with ending_cleanly("build"):
         from .spec import BuildSpec
 
@@ -148,6 +150,7 @@ def demo(
 
     Nothing is fetched: the encoder it starts from is a Python package. Takes a minute or two.
     """
+    _let_threads_sleep()
     with ending_cleanly("demo", extra="demo"):
         from .demo import DemoError, train_topics
         from .display import Display
@@ -174,6 +177,15 @@ def demo(
                 num_threads=threads,
             )
             _build(spec, quiet=quiet)
+
+
+def _let_threads_sleep() -> None:
+    """Keeps torch's threads, soon to be imported, from spinning while they wait for each other.
+
+    Where something else runs too, spinning takes the very processor that is waited for: measured
+    40 times slower on a small model and 4 times on MiniLM, with two processors and a load of 4.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _build(spec: "BuildSpec", *, quiet: bool) -> None:

@@ -40,7 +40,7 @@ from .stages import (
 )
 from .version_files import Parts, items_of, manifest_of
 
-__all__ = ["build", "limits_for"]
+__all__ = ["build", "check", "limits_for"]
 
 _MIN_BATCH_TOKENS = 512
 
@@ -52,7 +52,7 @@ def build(spec: BuildSpec, display: Display) -> Published:
         BuildError: It cannot be done; nothing was published.
     """
     device = describe_device()
-    _check(spec, device)
+    check(spec, device)
     samples = read_samples(spec.samples)
     check_repository(spec.repository)
     return _Build(spec, display, device, samples).run()
@@ -73,7 +73,7 @@ def limits_for(spec: BuildSpec, max_tokens: int) -> Limits:
     return Limits(max_tokens, spec.max_batch, max_batch_tokens)
 
 
-def _check(spec: BuildSpec, device: OpenVinoDevice) -> None:
+def check(spec: BuildSpec, device: OpenVinoDevice) -> None:
     """Refuses what can never be built, before anything slow.
 
     Raises:

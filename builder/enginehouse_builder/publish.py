@@ -36,10 +36,12 @@ class Item(NamedTuple):
     Attributes:
         path: In the version's folder, with forward slashes.
         source: What is copied.
+        sha256: What its content must be, in hexadecimal.
     """
 
     path: str
     source: Path
+    sha256: str
 
 
 class Published(NamedTuple):
@@ -81,7 +83,7 @@ def publish(
         manifest_of: Gives the manifest for a version and its files by path.
 
     Raises:
-        PublishError: The repository cannot be written.
+        PublishError: The repository cannot be written, or a source is not what it was.
     """
     parent = repository / model
     try:
@@ -163,6 +165,11 @@ def _copy(item: Item, folder: Path) -> File:
             digest.update(block)
             file.write(block)
             size += len(block)
+    if digest.hexdigest() != item.sha256:
+        raise PublishError(
+            f"{item.source} was changed since it was made: remove {item.source.parent} "
+            "and build again"
+        )
     target.chmod(0o444)
     return File(item.path, digest.hexdigest(), size)
 

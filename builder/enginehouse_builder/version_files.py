@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 from .buckets import default_buckets
-from .cache import versions_of
+from .cache import sealed_hashes, versions_of
 from .certify import Certified, ReferenceFile
 from .export import ExportedClassifier
 from .manifest import ClassifyTask, Engine, File, Latency, Limits, Manifest, StageTime
@@ -51,15 +52,25 @@ class Parts:
 
 def items_of(parts: Parts) -> list[Item]:
     """Every file of the version but the manifest."""
-    source = parts.exported.folder
-    items = [Item(p.name, p) for p in sorted(source.glob(f"{MODEL_FILE}*"))]
-    text = sorted(p for p in (source / "tokenizer").rglob("*") if p.is_file())
-    items += [Item(p.relative_to(source).as_posix(), p) for p in text]
-    items.append(Item(REFERENCE_FILE, parts.reference.folder / REFERENCE_FILE))
+    exported, reference = parts.exported.folder, parts.reference.folder
+    own = parts.graph.file.model.parent
+    items = [
+        *_items(exported, f"{MODEL_FILE}*", ""),
+        *_items(exported, "tokenizer/**/*", ""),
+        *_items(reference, REFERENCE_FILE, ""),
+    ]
     if parts.engine_folder:
-        own = sorted(parts.graph.file.model.parent.glob(f"{MODEL_FILE}*"))
-        items += [Item(parts.engine_folder + p.name, p) for p in own]
+        items += _items(own, f"{MODEL_FILE}*", parts.engine_folder)
     return items
+
+
+def _items(folder: Path, pattern: str, prefix: str) -> list[Item]:
+    hashes = sealed_hashes(folder)
+    return [
+        Item(prefix + path.relative_to(folder).as_posix(), path, hashes[path])
+        for path in sorted(folder.glob(pattern))
+        if path in hashes
+    ]
 
 
 def manifest_of(

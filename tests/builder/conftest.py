@@ -1,11 +1,15 @@
 """Builds that tests of the builder share."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import Checkpoint
+
+# As the command does, before anything imports torch.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 Built = Callable[[str], Path]
 MODEL = "tiny"

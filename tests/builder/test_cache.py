@@ -117,12 +117,12 @@ def test_a_result_that_lost_a_file_is_made_again(tmp_path: Path) -> None:
 
 
 def test_results_unused_for_longest_are_pruned_first(tmp_path: Path) -> None:
-    cache = Cache(tmp_path, max_bytes=250)
+    cache = Cache(tmp_path, max_bytes=2800)
     yesterday = time.time() - 86400
     for age, key in enumerate(["newer", "older", "oldest"]):
-        folder = cache.stage("export", key, Writer("x" * 80)).folder
+        folder = cache.stage("export", key, Writer("x" * 1000)).folder
         os.utime(folder, (yesterday - age, yesterday - age))
-    cache.stage("export", "now", Writer("x" * 80))
+    cache.stage("export", "now", Writer("x" * 1000))
     left = {path.name for path in (tmp_path / "export").iterdir()}
     assert left == {"now", "newer"}
 

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from enginehouse_builder.buckets import default_buckets
-from enginehouse_builder.manifest import Limits
+from enginehouse_builder.manifest import ClassifyTask, Limits
 from enginehouse_builder.measure import Budget, measure
 from enginehouse_server.engine.base import Logits, Shape, TokenRow
 
-BUCKETS = default_buckets(Limits(512, 32, 1024))
+TASK = ClassifyTask(("a", "b"), "single_label", False, "invariant", 0)
+BUCKETS = default_buckets(Limits(512, 32, 1024), TASK)
 SHAPES = [Shape(batch, bucket.length) for bucket in BUCKETS for batch in bucket.batches]
 
 
@@ -72,5 +73,5 @@ def test_the_same_engine_is_measured_in_the_same_shapes() -> None:
 
 def test_one_shape_alone_is_measured() -> None:
     lane = TimedLane(100.0)
-    buckets = default_buckets(Limits(8, 1, 8))
+    buckets = default_buckets(Limits(8, 1, 8), TASK)
     assert len(measure(lane, buckets, Budget(), lane.clock)) == 1

@@ -1,3 +1,4 @@
+import hashlib
 import multiprocessing
 import os
 import time
@@ -14,14 +15,18 @@ from enginehouse_builder.publish import Item, Published, check_repository, publi
 
 from .test_manifest import EXAMPLE
 
+SHA256 = hashlib.sha256(b"content").hexdigest()
+
 
 def _manifest(version: int, files: Mapping[str, File]) -> Manifest:
     return replace(EXAMPLE, version=version, text=tuple(files.values()))
 
 
 def _publish(repository: Path, source: Path) -> Published:
-    items = [Item("model.onnx", source), Item("tokenizer/tokenizer.json", source)]
-    return publish(repository, EXAMPLE.model, items, _manifest)
+    paths = "model.onnx", "tokenizer/tokenizer.json"
+    return publish(
+        repository, EXAMPLE.model, [Item(path, source, SHA256) for path in paths], _manifest
+    )
 
 
 @pytest.fixture
@@ -106,14 +111,16 @@ def test_an_interrupted_publication_leaves_nothing(
         raise error
 
     with pytest.raises(type(error)):
-        publish(repository, "model", [Item("model.onnx", source)], fail)
+        publish(repository, "model", [Item("model.onnx", source, SHA256)], fail)
     assert not _names(repository)
 
 
 def test_a_failed_publication_keeps_earlier_versions(repository: Path, source: Path) -> None:
     _publish(repository, source)
     with pytest.raises(PublishError, match="cannot be written"):
-        publish(repository, EXAMPLE.model, [Item("model.onnx", source / "missing")], _manifest)
+        publish(
+            repository, EXAMPLE.model, [Item("model.onnx", source / "missing", SHA256)], _manifest
+        )
     assert _names(repository / EXAMPLE.model) == {"1"}
 
 
@@ -130,3 +137,10 @@ def test_a_repository_that_is_a_file_is_refused(source: Path) -> None:
         check_repository(source)
     with pytest.raises(PublishError, match="--repository"):
         _publish(source, source)
+
+
+def test_a_source_that_is_not_what_was_made_is_refused(repository: Path, source: Path) -> None:
+    source.write_text("edited!")
+    with pytest.raises(PublishError, match="was changed since it was made"):
+        _publish(repository, source)
+    assert not _names(repository)

@@ -72,6 +72,7 @@ def _min_cosine(logits: Logits, reference: Logits) -> float:
     ours, theirs = logits.astype(np.float64), reference.astype(np.float64)
     if reference.shape[1] == 1:
         ours, theirs = ours.T, theirs.T
+    ours = np.nan_to_num(ours, posinf=0, neginf=0)  # the error says what is no number
     lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
     cosines = (ours * theirs).sum(axis=1) / np.maximum(lengths, 1e-30)
     return float(cosines.min())

@@ -133,8 +133,8 @@ def _write(
 ) -> None:
     if "linear_attention" in (getattr(model.config.get_text_config(), "layer_types", None) or ()):
         raise UnsupportedModelError(
-            "it has layers of linear attention, which transformers computes chunk by chunk in a "
-            "loop over the length"
+            "it has layers of linear attention or Mamba, which transformers computes in a loop "
+            "over the length"
         )
     module = module_of(model)
     example = _example(names, exported.pad_id)

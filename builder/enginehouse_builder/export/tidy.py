@@ -17,7 +17,6 @@ def tidy(model: onnx_ir.Model) -> None:
     fold_constants_ir(model, onnx_shape_inference=True)
     Sequential(
         common.RemoveUnusedNodesPass(),
-        common.RemoveUnusedFunctionsPass(),
         common.RemoveUnusedOpsetsPass(),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         common.LiftSubgraphInitializersToMainGraphPass(),

@@ -83,7 +83,7 @@ def test_export_says_what_the_original_says_alone_and_padded(
 REFUSED = {
     "fnet": "Fourier transform",
     "funnel": "fixes the number or the length",
-    "jamba": "fixes the number or the length",
+    "jamba": "linear attention or Mamba",
     "longformer": "takes one way or another",
     "reformer": "takes another way outside of lengths",
     "xlnet": "aten.sub",

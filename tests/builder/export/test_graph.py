@@ -40,7 +40,8 @@ class Fixed(nn.Module):
 
 class Fourier(nn.Module):
     def forward(self, input_ids: Tensor) -> Tensor:
-        return torch.fft.fftn(input_ids.float(), dim=(0, 1)).real[:, :1]
+        waves: Tensor = torch.fft.fftn(input_ids.float(), dim=(0, 1))
+        return waves.real[:, :1]
 
 
 def _run(file: Path, ids: list[list[int]]) -> NDArray[np.float32]:
