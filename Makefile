@@ -1,9 +1,10 @@
 # `make help` lists the targets. Everything runs in a virtual environment of its own, .venv.
 PYTHON ?= python3
 VENV ?= .venv
-BIN := $(VENV)/bin
+BIN := $(abspath $(VENV))/bin
 REPOSITORY ?= $(or $(ENGINEHOUSE_REPOSITORY),repository)
 export ENGINEHOUSE_REPOSITORY := $(REPOSITORY)
+export PATH := $(BIN):$(PATH)
 PROTOS := proto/enginehouse/v1/*.proto
 SITE = $$($(BIN)/python -c "import google.rpc, os; print(os.path.dirname(os.path.dirname(list(google.rpc.__path__)[0])))")
 
@@ -58,14 +59,14 @@ typecheck: install ## Check types, with mypy and pyright
 	$(BIN)/pyright
 
 proto: install ## Generate the stubs in place
-	cd proto && ../$(BIN)/python -m grpc_tools.protoc -I. -I$(SITE) --python_out=. --grpc_python_out=. \
+	cd proto && $(BIN)/python -m grpc_tools.protoc -I. -I$(SITE) --python_out=. --grpc_python_out=. \
 	  --mypy_out=quiet:. --mypy_grpc_out=quiet:. enginehouse/v1/*.proto
 
 proto-check: install ## Lint the protocol, and check that the stubs are current
 	@out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && cd proto && \
-	../$(BIN)/python -m grpc_tools.protoc -I. -I$(SITE) --include_imports --include_source_info -o $$out/image.binpb enginehouse/v1/*.proto && \
-	../$(BIN)/buf lint $$out/image.binpb --config buf.yaml --path enginehouse && ../$(BIN)/buf format --diff --exit-code . && \
-	../$(BIN)/python -m grpc_tools.protoc -I. -I$(SITE) --python_out=$$out --grpc_python_out=$$out \
+	$(BIN)/python -m grpc_tools.protoc -I. -I$(SITE) --include_imports --include_source_info -o $$out/image.binpb enginehouse/v1/*.proto && \
+	$(BIN)/buf lint $$out/image.binpb --config buf.yaml --path enginehouse && $(BIN)/buf format --diff --exit-code . && \
+	$(BIN)/python -m grpc_tools.protoc -I. -I$(SITE) --python_out=$$out --grpc_python_out=$$out \
 	  --mypy_out=quiet:$$out --mypy_grpc_out=quiet:$$out enginehouse/v1/*.proto && \
 	for f in $$out/enginehouse/v1/*; do cmp "$$f" enginehouse/v1/$${f##*/} || { echo "stubs are not current: make proto" >&2; exit 1; }; done
 

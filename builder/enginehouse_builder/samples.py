@@ -40,13 +40,14 @@ def read_samples(file: Path | None) -> Samples:
     path = file or _SHIPPED
     try:
         content = path.read_bytes()
-        lines = content.decode("utf-8-sig").splitlines()
     except OSError as error:
         raise SpecError(f"the samples file {path} cannot be read: {error.strerror}") from error
+    try:
+        lines = content.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise SpecError(
             f"the samples file {path} is not UTF-8 (byte {error.start} is "
-            f"0x{content[error.start]:02x}): save it as UTF-8, one text a line"
+            f"0x{error.object[error.start]:02x}): save it as UTF-8, one text a line"
         ) from error
     inputs = tuple(_input_of(line) for line in lines if line.strip())
     if not inputs:

@@ -127,7 +127,8 @@ def test_a_failed_publication_keeps_earlier_versions(repository: Path, source: P
 def test_what_a_killed_build_left_is_removed(repository: Path, source: Path) -> None:
     left = repository / EXAMPLE.model / ".tmp-0123"
     left.mkdir(parents=True)
-    os.utime(left, (time.time() - 3600,) * 2)
+    long_ago = time.time() - 3600
+    os.utime(left, (long_ago, long_ago))
     _publish(repository, source)
     assert _names(repository / EXAMPLE.model) == {"1"}
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -142,7 +143,7 @@ def test_a_bad_request_is_told_what_is_wrong(
 
 def test_text_that_is_not_utf8_is_the_callers_fault(server: ServerProcess) -> None:
     with grpc.insecure_channel(server.address) as channel:
-        call = channel.unary_unary("/enginehouse.v1.InferenceService/Classify")
+        call: Any = channel.unary_unary("/enginehouse.v1.InferenceService/Classify")
         with pytest.raises(grpc.RpcError) as error:
             call(b"\x0a\x02\xff\xfe")
         found: grpc.Call = error.value  # type: ignore[assignment]
@@ -160,9 +161,9 @@ def test_the_request_id_is_the_callers_or_a_new_one(server: ServerProcess) -> No
     with grpc.insecure_channel(server.address) as channel:
         method = InferenceServiceStub(channel).Classify
         for sent, good in (("order-66", True), ("with space", False), ("x" * 200, False)):
-            call: grpc.Call
-            _, call = method.with_call(request, metadata=(("x-request-id", sent),))
-            returned = dict(call.initial_metadata())["x-request-id"]
+            metadata = (("x-request-id", sent),)
+            answered: tuple[object, grpc.Call] = method.with_call(request, metadata=metadata)
+            returned = dict(answered[1].initial_metadata())["x-request-id"]
             assert (returned == sent) is good
             assert returned
 

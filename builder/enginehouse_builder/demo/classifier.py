@@ -270,10 +270,10 @@ def _measure(
 
 def _save(model: BertForSequenceClassification, tokenizer: BertTokenizer, folder: Path) -> None:
     was_bar_enabled = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()
     try:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     finally:
         if was_bar_enabled:
-            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+            transformers_logging.enable_progress_bar()

@@ -22,6 +22,7 @@ class ActivationSource(Protocol):
 
     def read(self, rows: Sequence[TokenRow], shape: Shape) -> Mapping[str, NDArray[np.float32]]:
         """The activations of a batch, by name; valid until the next call."""
+        ...
 
 
 class Activation(NamedTuple):
@@ -51,8 +52,8 @@ def collect(source: ActivationSource, rows: Sequence[TokenRow]) -> dict[str, Act
             if len(vectors) != shape.num_tokens:
                 continue
             vectors = vectors[is_token.ravel()]
-            most = np.abs(vectors).max(axis=0)
-            highest[name] = np.maximum(highest.get(name, most), most)
+            most: NDArray[np.float32] = np.abs(vectors).max(axis=0)
+            highest[name] = np.maximum(highest[name], most) if name in highest else most
             kept.setdefault(name, []).append(vectors[::stride].copy())
     return {n: Activation(highest[n], np.concatenate(kept[n])) for n in highest}
 

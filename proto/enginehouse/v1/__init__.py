@@ -1,1 +1,1 @@
-"""Messages and stubs of the protocol enginehouse.v1, generated from the .proto files beside them."""
+"""Messages and stubs of the protocol, generated from the .proto files beside them."""

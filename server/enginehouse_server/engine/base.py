@@ -45,10 +45,12 @@ class TokenRow(Protocol):
     @property
     def ids(self) -> Sequence[int]:
         """Token ids, special tokens included, at least one."""
+        ...
 
     @property
     def type_ids(self) -> Sequence[int] | None:
         """Which of two texts each token is of; None when all are of the first."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,7 @@ class EncoderLane(Protocol):
                 the rest of each row are padding.
             shape: What to compute. A shape that is new to the engine costs it a compilation.
         """
+        ...
 
     def wait(self) -> Logits:
         """Waits for the batch that was started.
@@ -97,6 +100,7 @@ class EncoderLane(Protocol):
         Raises:
             DeviceError: The runtime failed.
         """
+        ...
 
 
 class EncoderEngine(Protocol):
@@ -105,18 +109,23 @@ class EncoderEngine(Protocol):
     @property
     def backend(self) -> str:
         """The runtime's name, as in the manifest."""
+        ...
 
     @property
     def runtime_version(self) -> str:
         """The runtime's version."""
+        ...
 
     @property
     def device(self) -> str:
         """The device's own name."""
+        ...
 
     @property
     def lanes(self) -> Sequence[EncoderLane]:
         """Its lanes, each for one thread."""
+        ...
 
     def close(self) -> None:
         """Releases the engine; no lane may be computing."""
+        ...

@@ -3,8 +3,7 @@
 import asyncio
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from enginehouse.v1 import inference_service_pb2, model_service_pb2
@@ -32,7 +31,7 @@ class GrpcServer:
     def __init__(self, config: GrpcConfig, catalog: Catalog, metrics: Metrics) -> None:
         """Makes the server; it does not listen yet."""
         self._server = grpc.aio.server(interceptors=[TolerantDecoding()], options=_options(config))
-        self._health = health.HealthServicer()
+        self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
         self._in_flight = InFlight()
         add_InferenceServiceServicer_to_server(
             Inference(catalog, metrics, self._in_flight), self._server
