@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import click
 
-from enginehouse_server.engine.threads import available_threads
+from enginehouse_server.engine.threads import available_threads, default_lanes
 
 from .overload import overload
 from .scenarios import SCENARIOS, Settings
@@ -17,7 +17,7 @@ __all__: list[str] = []
 @click.option("--only", multiple=True, type=click.Choice([*SCENARIOS, "overload"]))
 @click.option("--pairs", default=5, help="Turns of each comparison.", show_default=True)
 @click.option("--seconds", default=8.0, help="Of each side of a turn.", show_default=True)
-@click.option("--lanes", default=1, help="Lanes of the server and the floor.", show_default=True)
+@click.option("--lanes", default=0, help="Of the server and the floor; 0: the server's default.")
 @click.option("--minutes", default=10.0, help="Of the overload.", show_default=True)
 @click.option("--shape", default="base", help="Of the overload.", show_default=True)
 def main(
@@ -26,7 +26,7 @@ def main(
     """Measure the server: all scenarios but the overload, or those that are named."""
     date = datetime.now(UTC).date()
     print(f"{date}, {platform.processor() or platform.machine()}, {available_threads()} threads")
-    settings = Settings(pairs, seconds, lanes)
+    settings = Settings(pairs, seconds, lanes or default_lanes(available_threads()))
     for name in only or SCENARIOS:
         print(f"{name}:", flush=True)
         found = overload(shape, minutes) if name == "overload" else SCENARIOS[name](settings)

@@ -1,9 +1,13 @@
 """What tests of more than one package share."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+# Before torch is imported: its threads must not spin beside those of the engines.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 Checkpoint = Callable[[str], Path]
 

@@ -5,7 +5,7 @@ from .manifest import Bucket, ClassifyTask, Limits
 __all__ = ["default_buckets"]
 
 _FIRST = 8  # tokens; shorter rows are padded to it
-_STEP_UP_TO = ((64, 2), (128, 4), (256, 8), (512, 32), (2**30, 128))  # (length, step)
+_STEP_UP_TO = ((40, 1), (64, 2), (128, 4), (256, 8), (512, 32), (2**30, 128))  # (length, step)
 _BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _EQUAL_BATCHES = (1, 4)
 _EQUAL_BATCHES_UP_TO = 64
@@ -14,7 +14,7 @@ _EQUAL_BATCHES_UP_TO = 64
 def default_buckets(limits: Limits, task: ClassifyTask) -> tuple[Bucket, ...]:
     """Buckets for every length up to `max_tokens`, each with its batch sizes, ascending.
 
-    Lengths rise in steps of about a sixteenth of themselves, so that texts of mixed length are
+    Lengths rise in steps of a thirtieth to a tenth of themselves, so that texts of mixed length are
     padded by a few per cent. A model that padding changes has a bucket for each length, most of
     them for single rows: equal lengths seldom meet, and every shape must be warmed up.
     """

@@ -85,7 +85,7 @@ def _common(command: F) -> F:
 @_option("--max-batch", "Most texts in one batch.", _COUNT, 32)
 @_option(
     "--max-batch-tokens",
-    "Most texts times padded length in one batch, tokens.  [default: --max-tokens, at least 512]",
+    "Most texts times padded length in one batch, tokens.  [default: --max-tokens, at least 1024]",
     _COUNT,
 )
 @_option(

@@ -42,7 +42,7 @@ from .version_files import Parts, items_of, manifest_of
 
 __all__ = ["build", "check", "limits_for"]
 
-_MIN_BATCH_TOKENS = 512
+_MIN_BATCH_TOKENS = 1024  # for a server with more threads; what one warms up is its own choice
 
 
 def build(spec: BuildSpec, display: Display) -> Published:

@@ -52,7 +52,10 @@ class BatchingConfig:
     max_tokens: int = setting(0, "Lowers the longest input; 0 leaves the engine's.", "tokens")
     max_batch: int = setting(0, "Lowers the inputs of a batch; 0 leaves the engine's.")
     max_batch_tokens: int = setting(
-        0, "Lowers the padded tokens of a batch; 0 leaves the engine's.", "tokens"
+        0,
+        "Most padded tokens of a batch of several inputs, at most the engine's; 0 is what keeps "
+        "the threads busy, 128 for each and at least 256.",
+        "tokens",
     )
 
 
@@ -61,7 +64,11 @@ class EngineConfig:
     """How engines run."""
 
     threads: int = setting(0, "Processor threads of an engine; 0 is all that may be used.")
-    lanes: int = setting(1, "Batches that one engine computes side by side.")
+    lanes: int = setting(
+        0,
+        "Batches that one engine computes side by side, each on its share of the threads: more "
+        "throughput, slower single answers; 0 is one for every four threads, at least two.",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +135,7 @@ def _address_faults(config: ServerConfig) -> list[str]:
 
 
 def _number_faults(config: ServerConfig) -> list[str]:
-    least = {"max_message_bytes": 1024, "max_queue": 1, "max_inputs": 1, "lanes": 1}
+    least = {"max_message_bytes": 1024, "max_queue": 1, "max_inputs": 1}
     faults = []
     for section in (config.grpc, config.batching, config.engine):
         for f in fields(section):

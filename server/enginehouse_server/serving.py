@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .config import BatchingConfig, ServerConfig, split_address
-from .engine.threads import available_threads
+from .engine.threads import available_threads, default_lanes
 from .errors import ModelNotFoundError, UnloadableError
 from .repository import (
     Catalog,
@@ -118,9 +118,10 @@ class Server:
 
     def _load_settings(self) -> LoadSettings:
         config = self._config
+        num_threads = config.engine.threads or available_threads()
         return LoadSettings(
-            num_threads=config.engine.threads or available_threads(),
-            num_lanes=config.engine.lanes,
+            num_threads=num_threads,
+            num_lanes=config.engine.lanes or default_lanes(num_threads),
             max_tokens=config.batching.max_tokens,
             max_batch=config.batching.max_batch,
             max_batch_tokens=config.batching.max_batch_tokens,

@@ -52,7 +52,7 @@ def test_a_version_is_complete(built: Built, precision: str) -> None:
     assert engine.precision == precision
     assert engine.model == {"fp32": "model.onnx", "int8": "engines/openvino/model.onnx"}[precision]
     assert manifest.limits.max_tokens == 48
-    assert manifest.limits.max_batch_tokens == 512
+    assert manifest.limits.max_batch_tokens == 1024
     assert engine.certificate.num_samples >= 100
     assert engine.latency
     assert 4 <= len(engine.probes) <= 8
@@ -203,6 +203,6 @@ def test_what_cannot_be_is_refused_before_anything_slow(
 
 
 def test_the_batch_limit_follows_the_longest_row(spec: BuildSpec) -> None:
-    assert limits_for(spec, 100).max_batch_tokens == 512
+    assert limits_for(spec, 100).max_batch_tokens == 1024
     assert limits_for(spec, 4000).max_batch_tokens == 4000
     assert limits_for(replace(spec, max_batch_tokens=300), 100).max_batch_tokens == 300

@@ -4,7 +4,7 @@ import math
 import os
 from pathlib import Path
 
-__all__ = ["available_threads"]
+__all__ = ["available_threads", "default_lanes"]
 
 _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")  # cgroup v2: "quota period", or "max period"
 _QUOTA_V1 = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
@@ -16,6 +16,15 @@ def available_threads() -> int:
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     quota = _quota()
     return max(1, min(allowed or 1, math.ceil(quota) if quota else 1 << 30))
+
+
+def default_lanes(num_threads: int) -> int:
+    """Lanes of an engine on a processor: four threads each, at least two lanes.
+
+    A batch on few threads wastes less of them at its layers' ends, and another batch computes while
+    the results of one are delivered.
+    """
+    return min(num_threads, max(2, num_threads // 4))
 
 
 def _quota() -> float | None:

@@ -4,6 +4,7 @@ Blocking and slow (seconds to minutes): run it off the event loop.
 """
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -28,6 +29,8 @@ from .verify import verify_files
 __all__ = ["LoadSettings", "LoadedClassifier", "load_classifier"]
 
 _log = logging.getLogger(__name__)
+# Beyond that a larger batch computes no more tokens a second, and the next waits longer for it.
+_BATCH_TOKENS_PER_THREAD, _LEAST_BATCH_TOKENS = 128, 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,8 @@ class LoadSettings:
         num_lanes: Batches that it computes side by side.
         max_tokens: Longest input.
         max_batch: Most inputs of a batch.
-        max_batch_tokens: Most padded tokens of a batch.
+        max_batch_tokens: Most padded tokens of a batch of several inputs; 0 is what keeps the
+            threads busy.
     """
 
     num_threads: int
@@ -105,11 +109,8 @@ def load_classifier(folder: Path, settings: LoadSettings) -> LoadedClassifier:
 def warm_up(engine: EncoderEngine, grid: ShapeGrid, name: str) -> None:
     """Computes every shape once on every lane, so that no request pays for a compilation."""
     began = perf_counter()
-    row = [EncoderWork(0, 0, [1])]
-    for shape in grid.shapes:
-        for lane in engine.lanes:
-            lane.start(row, shape)
-            lane.wait()
+    with ThreadPoolExecutor(len(engine.lanes)) as pool:
+        list(pool.map(lambda lane: _warm_up_lane(lane, grid), engine.lanes))
     _log.info(
         "%s: warmed up %d shapes (batch of 1 to %d, length %d to %d) in %.1f s",
         name,
@@ -147,6 +148,13 @@ def prove(
             )
 
 
+def _warm_up_lane(lane: EncoderLane, grid: ShapeGrid) -> None:
+    row = [EncoderWork(0, 0, [1])]
+    for shape in grid.shapes:
+        lane.start(row, shape)
+        lane.wait()
+
+
 def _ask(lane: EncoderLane, work: EncoderWork, shape: Shape) -> Logits:
     lane.start([work], shape)
     logits: Logits = lane.wait()[0]
@@ -169,7 +177,8 @@ def _grid_of(manifest: Manifest, settings: LoadSettings, max_tokens: int) -> Sha
     """The manifest's buckets, cut down to the lowered limits."""
     limits = manifest.limits
     max_batch = settings.max_batch or limits.max_batch
-    budget = settings.max_batch_tokens or limits.max_batch_tokens
+    busy = max(_LEAST_BATCH_TOKENS, _BATCH_TOKENS_PER_THREAD * settings.num_threads)
+    budget = settings.max_batch_tokens or min(busy, limits.max_batch_tokens)
     buckets = []
     for bucket in manifest.buckets:
         fits = [

@@ -2,5 +2,7 @@
 
 from .command import loadtest
 
+__all__: list[str] = []
+
 if __name__ == "__main__":
     loadtest()
