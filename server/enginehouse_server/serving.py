@@ -59,6 +59,7 @@ class Server:
         self._page = MetricsPage(self._metrics, host, port)
         for found in chosen:
             self._catalog.put(Entry(found.model, found.version, "loading", "it is being loaded"))
+            await self._grpc.set_health(found.model, serving=False)
         for found in chosen:
             await self._load(found)
         ready = [e for e in self._catalog if e.state == "ready"]

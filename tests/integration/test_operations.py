@@ -45,6 +45,13 @@ def sum_of(metrics: dict[str, float], name: str, **labels: str) -> float:
     )
 
 
+def health_of(server: ServerProcess, name: str) -> int:
+    with grpc.insecure_channel(server.address) as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        status: int = stub.Check(health_pb2.HealthCheckRequest(service=name)).status
+        return status
+
+
 @pytest.mark.parametrize("name", ["", MODEL])
 def test_health_answers_for_the_server_and_for_each_model(server: ServerProcess, name: str) -> None:
     with grpc.insecure_channel(server.address) as channel:
@@ -217,6 +224,8 @@ def test_what_cannot_be_served_is_reported_and_the_others_serve(
             found = models[f"bad-{i}"]
             assert found.state == "unloadable", fault
             assert reason in found.reason, (fault, found.reason)
+        assert health_of(server, MODEL) == health_of(server, "") == SERVING
+        assert health_of(server, "bad-0") == NOT_SERVING
         with pytest.raises(NotReadyError, match=r"is unloadable: .*SHA-256"):
             client.classify("bad-0", "hello")
 
