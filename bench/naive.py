@@ -11,6 +11,7 @@ import uvloop
 
 from enginehouse.v1 import inference_service_pb2 as pb
 from enginehouse.v1 import model_service_pb2 as model_pb
+from enginehouse.v1 import types_pb2 as types_pb
 from enginehouse_server.engine.base import Shape
 from enginehouse_server.engine.threads import available_threads
 from enginehouse_server.repository import LoadSettings, load_classifier
@@ -31,7 +32,9 @@ class Naive:
     async def get_model(self, request: model_pb.GetModelRequest, _: object) -> object:
         """Says its name, which is what a load generator asks for."""
         manifest = self._loaded.manifest
-        model = model_pb.Model(name=manifest.model, version=manifest.version)
+        state = types_pb.MODEL_STATE_READY
+        model = model_pb.Model(name=manifest.model, version=manifest.version, state=state)
+        model.engine.backend = self._loaded.engine.backend
         return model_pb.GetModelResponse(model=model)
 
     async def classify(self, request: pb.ClassifyRequest, _: object) -> pb.ClassifyResponse:

@@ -44,7 +44,7 @@ class BatchingConfig:
     max_queue: int = setting(1024, "Most inputs that wait, for each model.")
     max_queue_s: float = setting(5.0, "Refuse a request that would wait longer than this.", "s")
     batch_window: float = setting(
-        0.45,
+        0.5,
         "Share of the waiting inputs, oldest first, that a batch is chosen from: more wastes less "
         "padding, less keeps the slowest answers closer to the median.",
     )
