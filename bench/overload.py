@@ -23,7 +23,7 @@ def overload(shape: str, minutes: float) -> Iterator[str]:
     texts_file = FOLDER / f"texts-overload-{shape}.txt"
     texts_file.write_text("\n".join(mixed_texts(tokenizer_of(version), 512)), encoding="utf-8")
     with Served(version) as server:
-        closed = ("--concurrency", 64, "--duration", 30, "--timeout-ms", 60000)
+        closed = ("--concurrency", 64, "--duration", 20, "--timeout-ms", 60000)
         before = _rate(run_load(server, texts_file, *closed))
         seconds = 60 * minutes
         watch = _Watch(server.process_id, seconds)
