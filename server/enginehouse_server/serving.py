@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .config import BatchingConfig, ServerConfig, split_address
+from .engine.priority import compute_first, give_way
 from .engine.threads import available_threads, default_lanes
 from .errors import ModelNotFoundError, UnloadableError
 from .repository import (
@@ -95,7 +96,7 @@ class Server:
         loading = Entry(found.model, found.version, "loading", "it is being loaded")
         name = f"{found.model} version {found.version}"
         try:
-            loaded = await asyncio.to_thread(load_classifier, found.folder, self._load_settings())
+            loaded = await asyncio.to_thread(_load_first, found.folder, self._load_settings())
         except UnloadableError as error:
             _log.error("%s cannot be served: %s", name, error)
             self._catalog.put(replace(loading, state="unloadable", reason=str(error)))
@@ -156,6 +157,7 @@ class Server:
 
 async def run(config: ServerConfig) -> None:
     """Serves until SIGTERM or SIGINT; prints the ready line on stdout when serving."""
+    give_way()
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
@@ -176,6 +178,11 @@ async def run(config: ServerConfig) -> None:
         starting.cancel()
         stopped.cancel()
         await server.close()
+
+
+def _load_first(folder: Path, settings: LoadSettings) -> LoadedClassifier:
+    compute_first()
+    return load_classifier(folder, settings)
 
 
 def _policy(config: BatchingConfig, loaded: LoadedClassifier) -> Policy:

@@ -1,8 +1,9 @@
 """What every RPC does around its work: the request's id, errors as statuses, metrics and logs."""
 
+import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import monotonic
@@ -18,7 +19,7 @@ from enginehouse_server.telemetry import Metrics, ModelTelemetry
 
 from .status import code_of, status_of
 
-__all__ = ["Call", "Context", "Malformed", "Part", "TolerantDecoding"]
+__all__ = ["Call", "Context", "Malformed", "Part", "TolerantRegistry"]
 
 _log = logging.getLogger(__name__)
 _REQUEST_ID = "x-request-id"
@@ -47,18 +48,26 @@ class Call:
         self.telemetry: ModelTelemetry | None = None
 
     async def __aenter__(self) -> Self:
-        await self._context.send_initial_metadata(((_REQUEST_ID, self.request_id),))
+        # Sent while the work is done: a single request need not wait for it.
+        sending = self._context.send_initial_metadata(((_REQUEST_ID, self.request_id),))
+        self._metadata = asyncio.ensure_future(sending)
         return self
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         code = _code(error).name
-        self._metrics.rpcs.labels(rpc=self._rpc, code=code).inc()
+        self._metrics.rpc_ended(self._rpc, code)
         if self.telemetry is not None:
             self.telemetry.request_ended(self._rpc, code, monotonic() - self._began)
+        await self.metadata_sent()
         if isinstance(error, Exception):
             status = self.status_of(error)
             details = (("grpc-status-details-bin", status.SerializeToString()),)
             await self._context.abort(code_of(error), status.message, details)
+
+    async def metadata_sent(self) -> None:
+        """Waits until the initial metadata is out: a stream's messages must come after it."""
+        # What fails here is a connection that is gone; whatever is sent next finds that out too.
+        await asyncio.gather(self._metadata, return_exceptions=True)
 
     @property
     def time_left_s(self) -> float | None:
@@ -110,30 +119,38 @@ class Malformed:
         )
 
 
-class TolerantDecoding(grpc.aio.ServerInterceptor):
-    """Lets a call with an undecodable message reach its servicer, as `Malformed`.
+class TolerantRegistry:
+    """Stands for a server while services are added to it, and makes their decoders tolerant.
 
-    gRPC itself would answer such a call with INTERNAL, as if the server were at fault.
+    A call with an undecodable message then reaches its servicer, as `Malformed`; gRPC itself would
+    answer it with INTERNAL, as if the server were at fault.
     """
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Method | None]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Method | None:
-        """Wraps the decoder of the method that is called."""
-        method: Any = await continuation(handler_call_details)
-        if method is None or method.request_deserializer is None:
-            return None if method is None else cast("Method", method)
-        decode = method.request_deserializer
+    def __init__(self, server: grpc.aio.Server) -> None:
+        self._server = server
 
-        def tolerant(data: bytes) -> Message | Malformed:
-            try:
-                return cast("Message", decode(data))
-            except DecodeError as error:
-                return Malformed(str(error))
+    def add_registered_method_handlers(self, service: str, handlers: dict[str, "Method"]) -> None:
+        """Adds the methods of a service."""
+        tolerant = {name: _tolerant(method) for name, method in handlers.items()}
+        self._server.add_registered_method_handlers(service, tolerant)
+        self._server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(service, tolerant),)
+        )
 
-        return cast("Method", method._replace(request_deserializer=tolerant))
+    def add_generic_rpc_handlers(self, _: object) -> None:
+        """The same methods once more, in the generated code's other form."""
+
+
+def _tolerant(method: "Method") -> "Method":
+    decode: Callable[[bytes], Message] = cast("Any", method).request_deserializer
+
+    def tolerant(data: bytes) -> Message | Malformed:
+        try:
+            return decode(data)
+        except DecodeError as error:
+            return Malformed(str(error))
+
+    return cast("Method", cast("Any", method)._replace(request_deserializer=tolerant))
 
 
 def _request_id(context: Context) -> str:

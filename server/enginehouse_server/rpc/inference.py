@@ -36,6 +36,7 @@ class Inference(InferenceServiceServicer):
     ) -> None:
         """Labels for requests as they come, each answered when it is done."""
         async with Call("ClassifyStream", context, self._metrics) as call:
+            await call.metadata_sent()
             stream = AnswerStream(context, partial(self._answer_one, call))
             await stream.run(request_iterator)
 

@@ -13,7 +13,7 @@ from enginehouse_server.config import GrpcConfig, split_address
 from enginehouse_server.repository import Catalog
 from enginehouse_server.telemetry import Metrics
 
-from .call import TolerantDecoding
+from .call import TolerantRegistry
 from .in_flight import InFlight
 from .inference import Inference
 from .models import Models
@@ -30,13 +30,18 @@ class GrpcServer:
 
     def __init__(self, config: GrpcConfig, catalog: Catalog, metrics: Metrics) -> None:
         """Makes the server; it does not listen yet."""
-        self._server = grpc.aio.server(interceptors=[TolerantDecoding()], options=_options(config))
+        self._server = grpc.aio.server(options=_options(config))
         self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
         self._in_flight = InFlight()
+        registry = TolerantRegistry(self._server)
         add_InferenceServiceServicer_to_server(
-            Inference(catalog, metrics, self._in_flight), self._server
+            Inference(catalog, metrics, self._in_flight),
+            registry,  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         )
-        add_ModelServiceServicer_to_server(Models(catalog, metrics), self._server)
+        add_ModelServiceServicer_to_server(
+            Models(catalog, metrics),
+            registry,  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = [
             inference_service_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,

@@ -23,7 +23,8 @@ from .work import EncoderWork, Policy
 
 __all__ = ["Batch", "EncoderBatcher", "Taken", "Waiting"]
 
-_MIN_WINDOW, _MAX_WINDOW = 8, 96  # inputs; the upper bounds the time of a choice
+_MIN_REQUESTS = 8  # whose inputs are always in the window
+_MAX_WINDOW = 96  # inputs; bounds the time of a choice
 _PACE_MEMORY = 0.95  # what a batch leaves of the weight of those before it
 
 
@@ -148,8 +149,8 @@ class EncoderBatcher:
         self._busy_tokens = _PACE_MEMORY * self._busy_tokens + batch.num_tokens
 
     def _window(self) -> list[Waiting]:
-        size = int(len(self._waiting) * self._policy.window)
-        return self._waiting[: min(max(size, _MIN_WINDOW), _MAX_WINDOW)]
+        most = self._waiting[:_MAX_WINDOW]
+        return most[: max(int(len(self._waiting) * self._policy.window), _size_of_first(most))]
 
     def _batch_with(self, first: Waiting, window: list[Waiting]) -> Batch:
         """The batch with `first` in it, of the cut of the window that takes the least time."""
@@ -188,3 +189,16 @@ class EncoderBatcher:
         for waiting in gone:
             del self._waiting[bisect_left(self._waiting, waiting)]
             self.num_waiting_tokens -= waiting.num_tokens
+
+
+def _size_of_first(waiting: Sequence[Waiting]) -> int:
+    """How many inputs the first `_MIN_REQUESTS` requests have.
+
+    A request ends with its last input, so the order within requests costs nobody anything.
+    """
+    ids: set[int] = set()
+    for size, item in enumerate(waiting):
+        ids.add(item.work.request_id)
+        if len(ids) > _MIN_REQUESTS:
+            return size
+    return len(waiting)

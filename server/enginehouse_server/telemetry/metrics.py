@@ -62,12 +62,17 @@ class Metrics:
             (*_LABELS, "state"),
             registry=registry,
         )
-        self.rpcs = Counter(
+        rpcs = Counter(
             "enginehouse_rpcs",
             "Calls ended, by RPC and gRPC status code, whether or not they reached a model.",
             ("rpc", "code"),
             registry=registry,
         )
+        self._rpcs = cache(lambda rpc, code: rpcs.labels(rpc=rpc, code=code))
+
+    def rpc_ended(self, rpc: str, code: str) -> None:
+        """A call ended, with a gRPC status code's name."""
+        self._rpcs(rpc, code).inc()
 
     def of_model(self, model: str, version: int) -> "_ModelMetrics":
         """The metrics of one model version."""
