@@ -22,31 +22,48 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from enginehouse.v1 import generate_pb2 as enginehouse_dot_v1_dot_generate__pb2
 from enginehouse.v1 import types_pb2 as enginehouse_dot_v1_dot_types__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&enginehouse/v1/inference_service.proto\x12\x0e\x65nginehouse.v1\x1a\x1a\x65nginehouse/v1/types.proto\x1a\x17google/rpc/status.proto\"C\n\rClassifyInput\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x16\n\ttext_pair\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\x0c\n\n_text_pair\"\xa3\x02\n\x0f\x43lassifyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x07version\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12\x1a\n\rversion_label\x18\x03 \x01(\tH\x01\x88\x01\x01\x12\x15\n\x08priority\x18\x04 \x01(\x05H\x02\x88\x01\x01\x12-\n\x06inputs\x18\x05 \x03(\x0b\x32\x1d.enginehouse.v1.ClassifyInput\x12\x12\n\x05top_k\x18\x06 \x01(\x05H\x03\x88\x01\x01\x12.\n\nactivation\x18\x07 \x01(\x0e\x32\x1a.enginehouse.v1.Activation\x12\x10\n\x08truncate\x18\x08 \x01(\x08\x42\n\n\x08_versionB\x10\n\x0e_version_labelB\x0b\n\t_priorityB\x08\n\x06_top_k\"4\n\x05Label\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12\r\n\x05index\x18\x03 \x01(\x05\"\x86\x01\n\x0e\x43lassifyResult\x12%\n\x06labels\x18\x01 \x03(\x0b\x32\x15.enginehouse.v1.Label\x12\x12\n\nnum_tokens\x18\x02 \x01(\x05\x12\x11\n\ttruncated\x18\x03 \x01(\x08\x12&\n\x06timing\x18\x04 \x01(\x0b\x32\x16.enginehouse.v1.Timing\"c\n\x10\x43lassifyResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12/\n\x07results\x18\x03 \x03(\x0b\x32\x1e.enginehouse.v1.ClassifyResult\"U\n\x15\x43lassifyStreamRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x30\n\x07request\x18\x02 \x01(\x0b\x32\x1f.enginehouse.v1.ClassifyRequest\"\x8a\x01\n\x16\x43lassifyStreamResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\x34\n\x08response\x18\x02 \x01(\x0b\x32 .enginehouse.v1.ClassifyResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome2\xc6\x01\n\x10InferenceService\x12M\n\x08\x43lassify\x12\x1f.enginehouse.v1.ClassifyRequest\x1a .enginehouse.v1.ClassifyResponse\x12\x63\n\x0e\x43lassifyStream\x12%.enginehouse.v1.ClassifyStreamRequest\x1a&.enginehouse.v1.ClassifyStreamResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&enginehouse/v1/inference_service.proto\x12\x0e\x65nginehouse.v1\x1a\x1d\x65nginehouse/v1/generate.proto\x1a\x1a\x65nginehouse/v1/types.proto\x1a\x17google/rpc/status.proto\"C\n\rClassifyInput\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x16\n\ttext_pair\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\x0c\n\n_text_pair\"\xa3\x02\n\x0f\x43lassifyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x07version\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12\x1a\n\rversion_label\x18\x03 \x01(\tH\x01\x88\x01\x01\x12\x15\n\x08priority\x18\x04 \x01(\x05H\x02\x88\x01\x01\x12-\n\x06inputs\x18\x05 \x03(\x0b\x32\x1d.enginehouse.v1.ClassifyInput\x12\x12\n\x05top_k\x18\x06 \x01(\x05H\x03\x88\x01\x01\x12.\n\nactivation\x18\x07 \x01(\x0e\x32\x1a.enginehouse.v1.Activation\x12\x10\n\x08truncate\x18\x08 \x01(\x08\x42\n\n\x08_versionB\x10\n\x0e_version_labelB\x0b\n\t_priorityB\x08\n\x06_top_k\"4\n\x05Label\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12\r\n\x05index\x18\x03 \x01(\x05\"\x86\x01\n\x0e\x43lassifyResult\x12%\n\x06labels\x18\x01 \x03(\x0b\x32\x15.enginehouse.v1.Label\x12\x12\n\nnum_tokens\x18\x02 \x01(\x05\x12\x11\n\ttruncated\x18\x03 \x01(\x08\x12&\n\x06timing\x18\x04 \x01(\x0b\x32\x16.enginehouse.v1.Timing\"c\n\x10\x43lassifyResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12/\n\x07results\x18\x03 \x03(\x0b\x32\x1e.enginehouse.v1.ClassifyResult\"U\n\x15\x43lassifyStreamRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x30\n\x07request\x18\x02 \x01(\x0b\x32\x1f.enginehouse.v1.ClassifyRequest\"\x8a\x01\n\x16\x43lassifyStreamResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\x34\n\x08response\x18\x02 \x01(\x0b\x32 .enginehouse.v1.ClassifyResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"\xf1\x02\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x07version\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12\x1a\n\rversion_label\x18\x03 \x01(\tH\x01\x88\x01\x01\x12\x15\n\x08priority\x18\x04 \x01(\x05H\x02\x88\x01\x01\x12&\n\x06prompt\x18\x05 \x01(\x0b\x32\x16.enginehouse.v1.Prompt\x12*\n\x08sampling\x18\x06 \x01(\x0b\x32\x18.enginehouse.v1.Sampling\x12*\n\x08stopping\x18\x07 \x01(\x0b\x32\x18.enginehouse.v1.Stopping\x12-\n\x06output\x18\x08 \x01(\x0b\x32\x1d.enginehouse.v1.OutputOptions\x12,\n\tstructure\x18\t \x01(\x0b\x32\x19.enginehouse.v1.StructureB\n\n\x08_versionB\x10\n\x0e_version_labelB\x0b\n\t_priority\"\x9f\x01\n\x10GenerateResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x34\n\tsequences\x18\x03 \x03(\x0b\x32!.enginehouse.v1.GeneratedSequence\x12\x35\n\x0fprompt_logprobs\x18\x04 \x03(\x0b\x32\x1c.enginehouse.v1.TokenLogprob\"I\n\x15GenerateStreamRequest\x12\x30\n\x07request\x18\x01 \x01(\x0b\x32\x1f.enginehouse.v1.GenerateRequest\"\xa5\x01\n\x16GenerateStreamResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x34\n\tsequences\x18\x03 \x03(\x0b\x32!.enginehouse.v1.GeneratedSequence\x12\x35\n\x0fprompt_logprobs\x18\x04 \x03(\x0b\x32\x1c.enginehouse.v1.TokenLogprob\"\x98\x01\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x07version\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12\x1a\n\rversion_label\x18\x03 \x01(\tH\x01\x88\x01\x01\x12&\n\x06prompt\x18\x04 \x01(\x0b\x32\x16.enginehouse.v1.PromptB\n\n\x08_versionB\x10\n\x0e_version_label\"G\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x12\n\nmax_tokens\x18\x03 \x01(\x05\"\xa2\x01\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x07version\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12\x1a\n\rversion_label\x18\x03 \x01(\tH\x01\x88\x01\x01\x12\x11\n\ttoken_ids\x18\x04 \x03(\x05\x12\x1b\n\x13keep_special_tokens\x18\x05 \x01(\x08\x42\n\n\x08_versionB\x10\n\x0e_version_label\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t2\x9c\x04\n\x10InferenceService\x12M\n\x08\x43lassify\x12\x1f.enginehouse.v1.ClassifyRequest\x1a .enginehouse.v1.ClassifyResponse\x12\x63\n\x0e\x43lassifyStream\x12%.enginehouse.v1.ClassifyStreamRequest\x1a&.enginehouse.v1.ClassifyStreamResponse(\x01\x30\x01\x12M\n\x08Generate\x12\x1f.enginehouse.v1.GenerateRequest\x1a .enginehouse.v1.GenerateResponse\x12\x61\n\x0eGenerateStream\x12%.enginehouse.v1.GenerateStreamRequest\x1a&.enginehouse.v1.GenerateStreamResponse0\x01\x12M\n\x08Tokenize\x12\x1f.enginehouse.v1.TokenizeRequest\x1a .enginehouse.v1.TokenizeResponse\x12S\n\nDetokenize\x12!.enginehouse.v1.DetokenizeRequest\x1a\".enginehouse.v1.DetokenizeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'enginehouse.v1.inference_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CLASSIFYINPUT']._serialized_start=111
-  _globals['_CLASSIFYINPUT']._serialized_end=178
-  _globals['_CLASSIFYREQUEST']._serialized_start=181
-  _globals['_CLASSIFYREQUEST']._serialized_end=472
-  _globals['_LABEL']._serialized_start=474
-  _globals['_LABEL']._serialized_end=526
-  _globals['_CLASSIFYRESULT']._serialized_start=529
-  _globals['_CLASSIFYRESULT']._serialized_end=663
-  _globals['_CLASSIFYRESPONSE']._serialized_start=665
-  _globals['_CLASSIFYRESPONSE']._serialized_end=764
-  _globals['_CLASSIFYSTREAMREQUEST']._serialized_start=766
-  _globals['_CLASSIFYSTREAMREQUEST']._serialized_end=851
-  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_start=854
-  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_end=992
-  _globals['_INFERENCESERVICE']._serialized_start=995
-  _globals['_INFERENCESERVICE']._serialized_end=1193
+  _globals['_CLASSIFYINPUT']._serialized_start=142
+  _globals['_CLASSIFYINPUT']._serialized_end=209
+  _globals['_CLASSIFYREQUEST']._serialized_start=212
+  _globals['_CLASSIFYREQUEST']._serialized_end=503
+  _globals['_LABEL']._serialized_start=505
+  _globals['_LABEL']._serialized_end=557
+  _globals['_CLASSIFYRESULT']._serialized_start=560
+  _globals['_CLASSIFYRESULT']._serialized_end=694
+  _globals['_CLASSIFYRESPONSE']._serialized_start=696
+  _globals['_CLASSIFYRESPONSE']._serialized_end=795
+  _globals['_CLASSIFYSTREAMREQUEST']._serialized_start=797
+  _globals['_CLASSIFYSTREAMREQUEST']._serialized_end=882
+  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_start=885
+  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_end=1023
+  _globals['_GENERATEREQUEST']._serialized_start=1026
+  _globals['_GENERATEREQUEST']._serialized_end=1395
+  _globals['_GENERATERESPONSE']._serialized_start=1398
+  _globals['_GENERATERESPONSE']._serialized_end=1557
+  _globals['_GENERATESTREAMREQUEST']._serialized_start=1559
+  _globals['_GENERATESTREAMREQUEST']._serialized_end=1632
+  _globals['_GENERATESTREAMRESPONSE']._serialized_start=1635
+  _globals['_GENERATESTREAMRESPONSE']._serialized_end=1800
+  _globals['_TOKENIZEREQUEST']._serialized_start=1803
+  _globals['_TOKENIZEREQUEST']._serialized_end=1955
+  _globals['_TOKENIZERESPONSE']._serialized_start=1957
+  _globals['_TOKENIZERESPONSE']._serialized_end=2028
+  _globals['_DETOKENIZEREQUEST']._serialized_start=2031
+  _globals['_DETOKENIZEREQUEST']._serialized_end=2193
+  _globals['_DETOKENIZERESPONSE']._serialized_start=2195
+  _globals['_DETOKENIZERESPONSE']._serialized_end=2229
+  _globals['_INFERENCESERVICE']._serialized_start=2232
+  _globals['_INFERENCESERVICE']._serialized_end=2772
 # @@protoc_insertion_point(module_scope)

@@ -45,6 +45,26 @@ class InferenceServiceStub(object):
                 request_serializer=enginehouse_dot_v1_dot_inference__service__pb2.ClassifyStreamRequest.SerializeToString,
                 response_deserializer=enginehouse_dot_v1_dot_inference__service__pb2.ClassifyStreamResponse.FromString,
                 _registered_method=True)
+        self.Generate = channel.unary_unary(
+                '/enginehouse.v1.InferenceService/Generate',
+                request_serializer=enginehouse_dot_v1_dot_inference__service__pb2.GenerateRequest.SerializeToString,
+                response_deserializer=enginehouse_dot_v1_dot_inference__service__pb2.GenerateResponse.FromString,
+                _registered_method=True)
+        self.GenerateStream = channel.unary_stream(
+                '/enginehouse.v1.InferenceService/GenerateStream',
+                request_serializer=enginehouse_dot_v1_dot_inference__service__pb2.GenerateStreamRequest.SerializeToString,
+                response_deserializer=enginehouse_dot_v1_dot_inference__service__pb2.GenerateStreamResponse.FromString,
+                _registered_method=True)
+        self.Tokenize = channel.unary_unary(
+                '/enginehouse.v1.InferenceService/Tokenize',
+                request_serializer=enginehouse_dot_v1_dot_inference__service__pb2.TokenizeRequest.SerializeToString,
+                response_deserializer=enginehouse_dot_v1_dot_inference__service__pb2.TokenizeResponse.FromString,
+                _registered_method=True)
+        self.Detokenize = channel.unary_unary(
+                '/enginehouse.v1.InferenceService/Detokenize',
+                request_serializer=enginehouse_dot_v1_dot_inference__service__pb2.DetokenizeRequest.SerializeToString,
+                response_deserializer=enginehouse_dot_v1_dot_inference__service__pb2.DetokenizeResponse.FromString,
+                _registered_method=True)
 
 
 class InferenceServiceServicer(object):
@@ -66,6 +86,34 @@ class InferenceServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Generate(self, request, context):
+        """Continues a prompt, and answers when it is done. A deadline that passes ends the call; what was generated is lost: stream it to keep it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GenerateStream(self, request, context):
+        """Continues a prompt, and answers with each piece of text as it comes. Cancelling the call frees what it used within one step.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Tokenize(self, request, context):
+        """Turns a prompt into the tokens that Generate would begin with: counts them, or shows what a chat template makes of messages.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Detokenize(self, request, context):
+        """Turns tokens into text.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -78,6 +126,26 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.ClassifyStream,
                     request_deserializer=enginehouse_dot_v1_dot_inference__service__pb2.ClassifyStreamRequest.FromString,
                     response_serializer=enginehouse_dot_v1_dot_inference__service__pb2.ClassifyStreamResponse.SerializeToString,
+            ),
+            'Generate': grpc.unary_unary_rpc_method_handler(
+                    servicer.Generate,
+                    request_deserializer=enginehouse_dot_v1_dot_inference__service__pb2.GenerateRequest.FromString,
+                    response_serializer=enginehouse_dot_v1_dot_inference__service__pb2.GenerateResponse.SerializeToString,
+            ),
+            'GenerateStream': grpc.unary_stream_rpc_method_handler(
+                    servicer.GenerateStream,
+                    request_deserializer=enginehouse_dot_v1_dot_inference__service__pb2.GenerateStreamRequest.FromString,
+                    response_serializer=enginehouse_dot_v1_dot_inference__service__pb2.GenerateStreamResponse.SerializeToString,
+            ),
+            'Tokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Tokenize,
+                    request_deserializer=enginehouse_dot_v1_dot_inference__service__pb2.TokenizeRequest.FromString,
+                    response_serializer=enginehouse_dot_v1_dot_inference__service__pb2.TokenizeResponse.SerializeToString,
+            ),
+            'Detokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Detokenize,
+                    request_deserializer=enginehouse_dot_v1_dot_inference__service__pb2.DetokenizeRequest.FromString,
+                    response_serializer=enginehouse_dot_v1_dot_inference__service__pb2.DetokenizeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -135,6 +203,114 @@ class InferenceService(object):
             '/enginehouse.v1.InferenceService/ClassifyStream',
             enginehouse_dot_v1_dot_inference__service__pb2.ClassifyStreamRequest.SerializeToString,
             enginehouse_dot_v1_dot_inference__service__pb2.ClassifyStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Generate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/enginehouse.v1.InferenceService/Generate',
+            enginehouse_dot_v1_dot_inference__service__pb2.GenerateRequest.SerializeToString,
+            enginehouse_dot_v1_dot_inference__service__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GenerateStream(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/enginehouse.v1.InferenceService/GenerateStream',
+            enginehouse_dot_v1_dot_inference__service__pb2.GenerateStreamRequest.SerializeToString,
+            enginehouse_dot_v1_dot_inference__service__pb2.GenerateStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Tokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/enginehouse.v1.InferenceService/Tokenize',
+            enginehouse_dot_v1_dot_inference__service__pb2.TokenizeRequest.SerializeToString,
+            enginehouse_dot_v1_dot_inference__service__pb2.TokenizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Detokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/enginehouse.v1.InferenceService/Detokenize',
+            enginehouse_dot_v1_dot_inference__service__pb2.DetokenizeRequest.SerializeToString,
+            enginehouse_dot_v1_dot_inference__service__pb2.DetokenizeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from enginehouse.v1 import types_pb2 as enginehouse_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"enginehouse/v1/model_service.proto\x12\x0e\x65nginehouse.v1\x1a\x1a\x65nginehouse/v1/types.proto\"\x13\n\x11ListModelsRequest\";\n\x12ListModelsResponse\x12%\n\x06models\x18\x01 \x03(\x0b\x32\x15.enginehouse.v1.Model\"B\n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x07version\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\n\n\x08_version\"8\n\x10GetModelResponse\x12$\n\x05model\x18\x01 \x01(\x0b\x32\x15.enginehouse.v1.Model\"\xc2\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x0c\n\x04task\x18\x03 \x01(\t\x12)\n\x05state\x18\x04 \x01(\x0e\x32\x1a.enginehouse.v1.ModelState\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0e\n\x06labels\x18\x06 \x03(\t\x12.\n\nactivation\x18\x07 \x01(\x0e\x32\x1a.enginehouse.v1.Activation\x12\x15\n\raccepts_pairs\x18\x08 \x01(\x08\x12+\n\x06limits\x18\t \x01(\x0b\x32\x1b.enginehouse.v1.ModelLimits\x12&\n\x06\x65ngine\x18\n \x01(\x0b\x32\x16.enginehouse.v1.Engine\x12\x0e\n\x06source\x18\x0b \x01(\t\x12\x15\n\rsource_sha256\x18\x0c \x01(\t2\xb2\x01\n\x0cModelService\x12S\n\nListModels\x12!.enginehouse.v1.ListModelsRequest\x1a\".enginehouse.v1.ListModelsResponse\x12M\n\x08GetModel\x12\x1f.enginehouse.v1.GetModelRequest\x1a .enginehouse.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"enginehouse/v1/model_service.proto\x12\x0e\x65nginehouse.v1\x1a\x1a\x65nginehouse/v1/types.proto\"\x13\n\x11ListModelsRequest\";\n\x12ListModelsResponse\x12%\n\x06models\x18\x01 \x03(\x0b\x32\x15.enginehouse.v1.Model\"B\n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x07version\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\n\n\x08_version\"8\n\x10GetModelResponse\x12$\n\x05model\x18\x01 \x01(\x0b\x32\x15.enginehouse.v1.Model\"\xd8\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x0c\n\x04task\x18\x03 \x01(\t\x12)\n\x05state\x18\x04 \x01(\x0e\x32\x1a.enginehouse.v1.ModelState\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0e\n\x06labels\x18\x06 \x03(\t\x12.\n\nactivation\x18\x07 \x01(\x0e\x32\x1a.enginehouse.v1.Activation\x12\x15\n\raccepts_pairs\x18\x08 \x01(\x08\x12+\n\x06limits\x18\t \x01(\x0b\x32\x1b.enginehouse.v1.ModelLimits\x12&\n\x06\x65ngine\x18\n \x01(\x0b\x32\x16.enginehouse.v1.Engine\x12\x0e\n\x06source\x18\x0b \x01(\t\x12\x15\n\rsource_sha256\x18\x0c \x01(\t\x12\x14\n\x0c\x61\x63\x63\x65pts_chat\x18\r \x01(\x08\x32\xb2\x01\n\x0cModelService\x12S\n\nListModels\x12!.enginehouse.v1.ListModelsRequest\x1a\".enginehouse.v1.ListModelsResponse\x12M\n\x08GetModel\x12\x1f.enginehouse.v1.GetModelRequest\x1a .enginehouse.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,7 +41,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETMODELRESPONSE']._serialized_start=232
   _globals['_GETMODELRESPONSE']._serialized_end=288
   _globals['_MODEL']._serialized_start=291
-  _globals['_MODEL']._serialized_end=613
-  _globals['_MODELSERVICE']._serialized_start=616
-  _globals['_MODELSERVICE']._serialized_end=794
+  _globals['_MODEL']._serialized_end=635
+  _globals['_MODELSERVICE']._serialized_start=638
+  _globals['_MODELSERVICE']._serialized_end=816
 # @@protoc_insertion_point(module_scope)

@@ -130,12 +130,13 @@ class Model(_message.Message):
     ENGINE_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     SOURCE_SHA256_FIELD_NUMBER: _builtins.int
+    ACCEPTS_CHAT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name, as requests give it."""
     version: _builtins.int
     """Version, a positive number."""
     task: _builtins.str
-    """What it does: "classify"."""
+    """What it does: "classify" or "generate"."""
     state: _types_pb2.ModelState.ValueType
     """Whether it answers requests."""
     reason: _builtins.str
@@ -148,6 +149,8 @@ class Model(_message.Message):
     """Where it came from: hub id or folder name."""
     source_sha256: _builtins.str
     """SHA-256 of the original weights, in hexadecimal."""
+    accepts_chat: _builtins.bool
+    """For "generate": whether it has a chat template."""
     @_builtins.property
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """For "classify": names of the labels, by index."""
@@ -175,10 +178,11 @@ class Model(_message.Message):
         engine: _types_pb2.Engine | None = ...,
         source: _builtins.str = ...,
         source_sha256: _builtins.str = ...,
+        accepts_chat: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepts_pairs", b"accepts_pairs", "activation", b"activation", "engine", b"engine", "labels", b"labels", "limits", b"limits", "name", b"name", "reason", b"reason", "source", b"source", "source_sha256", b"source_sha256", "state", b"state", "task", b"task", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepts_chat", b"accepts_chat", "accepts_pairs", b"accepts_pairs", "activation", b"activation", "engine", b"engine", "labels", b"labels", "limits", b"limits", "name", b"name", "reason", b"reason", "source", b"source", "source_sha256", b"source_sha256", "state", b"state", "task", b"task", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

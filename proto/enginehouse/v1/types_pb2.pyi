@@ -129,14 +129,17 @@ class ModelLimits(_message.Message):
     MAX_BATCH_FIELD_NUMBER: _builtins.int
     MAX_BATCH_TOKENS_FIELD_NUMBER: _builtins.int
     MAX_INPUTS_FIELD_NUMBER: _builtins.int
+    CACHE_TOKENS_FIELD_NUMBER: _builtins.int
     max_tokens: _builtins.int
-    """Longest input, in tokens, special tokens included."""
+    """Longest input, in tokens, special tokens included; for "generate", prompt and answer together."""
     max_batch: _builtins.int
-    """Most inputs that run in one batch."""
+    """Most inputs that run in one batch; for "generate", most sequences that run at once."""
     max_batch_tokens: _builtins.int
-    """Most tokens (rows * padded length) that run in one batch."""
+    """Most tokens (rows * padded length) that run in one batch; for "generate", most tokens of one step."""
     max_inputs: _builtins.int
-    """Most inputs in one request."""
+    """Most inputs in one request; for "generate", most sequences from one prompt."""
+    cache_tokens: _builtins.int
+    """For "generate": most tokens that all running sequences together keep in the cache."""
     def __init__(
         self,
         *,
@@ -144,10 +147,11 @@ class ModelLimits(_message.Message):
         max_batch: _builtins.int = ...,
         max_batch_tokens: _builtins.int = ...,
         max_inputs: _builtins.int = ...,
+        cache_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_batch", b"max_batch", "max_batch_tokens", b"max_batch_tokens", "max_inputs", b"max_inputs", "max_tokens", b"max_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_tokens", b"cache_tokens", "max_batch", b"max_batch", "max_batch_tokens", b"max_batch_tokens", "max_inputs", b"max_inputs", "max_tokens", b"max_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -166,6 +170,10 @@ class Certificate(_message.Message):
     MIN_COSINE_FIELD_NUMBER: _builtins.int
     TOP1_AGREEMENT_FIELD_NUMBER: _builtins.int
     TOLERANCE_FIELD_NUMBER: _builtins.int
+    TOKEN_AGREEMENT_FIELD_NUMBER: _builtins.int
+    MEAN_KL_FIELD_NUMBER: _builtins.int
+    PERPLEXITY_FIELD_NUMBER: _builtins.int
+    REFERENCE_PERPLEXITY_FIELD_NUMBER: _builtins.int
     reference: _builtins.str
     """What the engine was compared with, for example "transformers 5.23.0 fp32"."""
     num_samples: _builtins.int
@@ -180,6 +188,14 @@ class Certificate(_message.Message):
     """Share of the texts whose best label is the same; 0 to 1. For multi-label: share of equal label decisions; for regression: absent."""
     tolerance: _builtins.float
     """The bound on max_abs_error, relative to the reference's largest absolute logit, that the build demanded."""
+    token_agreement: _builtins.float
+    """For "generate": share of the greedy tokens, up to the first that differs, that equal the original's; 0 to 1."""
+    mean_kl: _builtins.float
+    """For "generate": mean Kullback-Leibler divergence of the engine's next-token distribution from the original's, nats."""
+    perplexity: _builtins.float
+    """For "generate": perplexity of the engine on the shipped text."""
+    reference_perplexity: _builtins.float
+    """For "generate": perplexity of the original on the same text."""
     def __init__(
         self,
         *,
@@ -190,13 +206,34 @@ class Certificate(_message.Message):
         min_cosine: _builtins.float = ...,
         top1_agreement: _builtins.float | None = ...,
         tolerance: _builtins.float = ...,
+        token_agreement: _builtins.float | None = ...,
+        mean_kl: _builtins.float | None = ...,
+        perplexity: _builtins.float | None = ...,
+        reference_perplexity: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_top1_agreement", b"_top1_agreement", "top1_agreement", b"top1_agreement"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_mean_kl", b"_mean_kl", "_perplexity", b"_perplexity", "_reference_perplexity", b"_reference_perplexity", "_token_agreement", b"_token_agreement", "_top1_agreement", b"_top1_agreement", "mean_kl", b"mean_kl", "perplexity", b"perplexity", "reference_perplexity", b"reference_perplexity", "token_agreement", b"token_agreement", "top1_agreement", b"top1_agreement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top1_agreement", b"_top1_agreement", "max_abs_error", b"max_abs_error", "mean_abs_error", b"mean_abs_error", "min_cosine", b"min_cosine", "num_samples", b"num_samples", "reference", b"reference", "tolerance", b"tolerance", "top1_agreement", b"top1_agreement"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mean_kl", b"_mean_kl", "_perplexity", b"_perplexity", "_reference_perplexity", b"_reference_perplexity", "_token_agreement", b"_token_agreement", "_top1_agreement", b"_top1_agreement", "max_abs_error", b"max_abs_error", "mean_abs_error", b"mean_abs_error", "mean_kl", b"mean_kl", "min_cosine", b"min_cosine", "num_samples", b"num_samples", "perplexity", b"perplexity", "reference", b"reference", "reference_perplexity", b"reference_perplexity", "token_agreement", b"token_agreement", "tolerance", b"tolerance", "top1_agreement", b"top1_agreement"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__mean_kl: _TypeAlias = _typing.Literal["mean_kl"]  # noqa: Y015
+    _WhichOneofArgType__mean_kl: _TypeAlias = _typing.Literal["_mean_kl", b"_mean_kl"]  # noqa: Y015
+    _WhichOneofReturnType__perplexity: _TypeAlias = _typing.Literal["perplexity"]  # noqa: Y015
+    _WhichOneofArgType__perplexity: _TypeAlias = _typing.Literal["_perplexity", b"_perplexity"]  # noqa: Y015
+    _WhichOneofReturnType__reference_perplexity: _TypeAlias = _typing.Literal["reference_perplexity"]  # noqa: Y015
+    _WhichOneofArgType__reference_perplexity: _TypeAlias = _typing.Literal["_reference_perplexity", b"_reference_perplexity"]  # noqa: Y015
+    _WhichOneofReturnType__token_agreement: _TypeAlias = _typing.Literal["token_agreement"]  # noqa: Y015
+    _WhichOneofArgType__token_agreement: _TypeAlias = _typing.Literal["_token_agreement", b"_token_agreement"]  # noqa: Y015
     _WhichOneofReturnType__top1_agreement: _TypeAlias = _typing.Literal["top1_agreement"]  # noqa: Y015
     _WhichOneofArgType__top1_agreement: _TypeAlias = _typing.Literal["_top1_agreement", b"_top1_agreement"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mean_kl) -> _WhichOneofReturnType__mean_kl | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__perplexity) -> _WhichOneofReturnType__perplexity | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reference_perplexity) -> _WhichOneofReturnType__reference_perplexity | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__token_agreement) -> _WhichOneofReturnType__token_agreement | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__top1_agreement) -> _WhichOneofReturnType__top1_agreement | None: ...
 
 Global___Certificate: _TypeAlias = Certificate  # noqa: Y015
@@ -213,6 +250,7 @@ class Engine(_message.Message):
     RUNTIME_VERSION_FIELD_NUMBER: _builtins.int
     DEVICE_FIELD_NUMBER: _builtins.int
     CERTIFICATE_FIELD_NUMBER: _builtins.int
+    CACHE_PRECISION_FIELD_NUMBER: _builtins.int
     backend: _builtins.str
     """The runtime, for example "openvino"."""
     target: _builtins.str
@@ -223,6 +261,8 @@ class Engine(_message.Message):
     """Version of the runtime that runs it here."""
     device: _builtins.str
     """The device it runs on, as the runtime names it."""
+    cache_precision: _builtins.str
+    """For "generate": precision of the cached keys and values: "fp32", "u8" and so on."""
     @_builtins.property
     def certificate(self) -> Global___Certificate:
         """What its accuracy was proven to be."""
@@ -236,10 +276,11 @@ class Engine(_message.Message):
         runtime_version: _builtins.str = ...,
         device: _builtins.str = ...,
         certificate: Global___Certificate | None = ...,
+        cache_precision: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "certificate", b"certificate", "device", b"device", "precision", b"precision", "runtime_version", b"runtime_version", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "cache_precision", b"cache_precision", "certificate", b"certificate", "device", b"device", "precision", b"precision", "runtime_version", b"runtime_version", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,168 @@
+"""What the rest of the server knows of an engine that decodes: tokens of sequences in, logits out.
+
+The engine keeps the keys and values of the tokens that it has seen in blocks of `block_size`
+tokens. Whoever drives it owns the blocks: which sequence has which, and when one is free again; the
+engine only reads and writes where it is told. A step computes new tokens of some sequences. What a
+step may hold is the engine's to say, once, in its limits.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol
+
+from .base import Logits
+
+__all__ = [
+    "CachePrecision",
+    "DecoderEngine",
+    "DecoderLimits",
+    "DecoderPrecision",
+    "DecoderSpec",
+    "LayerGeometry",
+    "StepItem",
+]
+
+DecoderPrecision = Literal["fp32", "bf16", "int8", "int4"]
+CachePrecision = Literal["fp32", "bf16", "u8"]
+
+
+class LayerGeometry(NamedTuple):
+    """Shape of one layer's attention.
+
+    Attributes:
+        num_heads: Of queries.
+        num_kv_heads: Of keys and values; divides num_heads.
+        key_dim: Width of a key of one head.
+        value_dim: Width of a value of one head.
+        window: How many positions, itself included, a token sees; 0 for all before it.
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    key_dim: int
+    value_dim: int
+    window: int
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderSpec:
+    """What an engine is made from.
+
+    Attributes:
+        model: The canonical graph, in the precision of its weights.
+        precision: Arithmetic asked of the runtime; int8 and int4 weights are in the file itself.
+        cache_precision: Of cached keys and values.
+        layers: Shape of each layer's attention.
+        vocab_size: Width of the logits.
+        max_tokens: Longest sequence, prompt and answer.
+        max_step_tokens: Most new tokens of a step.
+        max_sequences: Most sequences of a step.
+        cache_bytes: Most memory for cached keys and values.
+        num_threads: Processor threads.
+    """
+
+    model: Path
+    precision: DecoderPrecision
+    cache_precision: CachePrecision
+    layers: tuple[LayerGeometry, ...]
+    vocab_size: int
+    max_tokens: int
+    max_step_tokens: int
+    max_sequences: int
+    cache_bytes: int
+    num_threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderLimits:
+    """What one step may hold.
+
+    Attributes:
+        block_size: Tokens of a block.
+        num_blocks: Blocks of the cache, numbered from 0.
+        max_tokens: Longest sequence.
+        max_step_tokens: Most new tokens of a step.
+        max_sequences: Most items of a step.
+        mixes: Whether a step takes any mix of prompt chunks and single tokens. Otherwise it is
+            either one chunk of one sequence or one token of each of several.
+        shares_blocks: Whether sequences may have blocks in common, each full and never written
+            again. Otherwise a shared prefix is copied, by `copy_block`.
+    """
+
+    block_size: int
+    num_blocks: int
+    max_tokens: int
+    max_step_tokens: int
+    max_sequences: int
+    mixes: bool
+    shares_blocks: bool
+
+
+class StepItem(NamedTuple):
+    """What one sequence has to be computed in a step.
+
+    Attributes:
+        blocks: The sequence's blocks in order, enough for `num_cached + len(tokens)` tokens; block
+            `i` holds tokens `i * block_size` and following.
+        num_cached: Tokens of the sequence that the cache has already.
+        tokens: The next tokens, at least one. Their keys and values are written into the blocks.
+        num_logits: For how many of the last `tokens` logits are wanted: 0 for a chunk of a prompt
+            that goes on, 1 to choose a next token, more to score a prompt.
+    """
+
+    blocks: Sequence[int]
+    num_cached: int
+    tokens: Sequence[int]
+    num_logits: int = 1
+
+
+class DecoderEngine(Protocol):
+    """A loaded engine; belongs to one thread after it was made. `close` releases it."""
+
+    @property
+    def backend(self) -> str:
+        """The runtime's name, as in the manifest."""
+        ...
+
+    @property
+    def runtime_version(self) -> str:
+        """The runtime's version."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """The device's own name."""
+        ...
+
+    @property
+    def limits(self) -> DecoderLimits:
+        """What one step may hold."""
+        ...
+
+    def start(self, items: Sequence[StepItem]) -> None:
+        """Begins to compute a step, at least one item; returns before it is done.
+
+        The items may be changed as soon as this returns.
+        """
+        ...
+
+    def wait(self) -> Logits:
+        """Waits for the step that was started.
+
+        Returns:
+            Logits `[sum of num_logits, vocab]`, fp32, in the order of items and their tokens. The
+            engine's own: valid until the next `start`, and the caller may overwrite them.
+
+        Raises:
+            DeviceError: The runtime failed; what the step was to write is undefined.
+        """
+        ...
+
+    def copy_block(self, source: int, target: int) -> None:
+        """Copies the keys and values of a block into another; not while a step computes."""
+        ...
+
+    def close(self) -> None:
+        """Releases the engine; no step may be computing."""
+        ...
