@@ -21,8 +21,9 @@ SERVER_PARTS = {
     "text": {"errors"},
     "telemetry": set(),
     "engine": {"errors"},
-    "scheduler": {"engine", "errors"},
-    "tasks": {"scheduler", "text", "engine", "telemetry", "errors"},
+    "sampling": {"engine", "errors"},
+    "scheduler": {"engine", "sampling", "errors"},
+    "tasks": {"scheduler", "sampling", "text", "engine", "telemetry", "errors"},
     "repository": {"tasks", "scheduler", "engine", "text", "errors"},
     "rpc": {"repository", "tasks", "text", "telemetry", "config", "errors"},
 }

@@ -27,14 +27,13 @@ from .certify import (
 )
 from .engine_file import EngineFile, opened
 from .export import ExportedClassifier, export_classifier
-from .manifest import Bucket, Latency
+from .manifest import Bucket, Latency, from_json, to_json
 from .measure import Budget, measure
 from .quantize import Calibration, Quantized, quantize
 from .reference import Reference
 from .resolve import Resolved
 from .samples import Samples
 from .spec import BuildSpec
-from .typed_json import from_json, to_json
 
 __all__ = [
     "MODEL_FILE",
@@ -62,7 +61,7 @@ REFERENCE_FILE = "reference.json"
 _RESULT_FILE = "result.json"
 _DESCRIPTIONS = ("*.json", "*.txt", "*.model", "*.jinja", "*.py")  # of the original, but weights
 _BUILDER, _SERVER = "enginehouse_builder", "enginehouse_server"
-_RESULT_CODE = (f"{_BUILDER}.manifest", f"{_BUILDER}.typed_json", __name__)
+_RESULT_CODE = (f"{_BUILDER}.manifest", __name__)
 _ENGINE_CODE = (f"{_SERVER}.engine", f"{_BUILDER}.engine_file", *_RESULT_CODE)
 _ORIGINAL_TOOLS = ("torch", "transformers", "tokenizers")
 

@@ -26,7 +26,7 @@ from enginehouse_builder.manifest import (
     sha256_of,
     write_manifest,
 )
-from enginehouse_builder.typed_json import from_json, to_json
+from enginehouse_builder.manifest.typed_json import from_json, to_json
 
 MODEL = File("model.onnx", "0" * 64, 7)
 EXAMPLE = Manifest(
@@ -34,6 +34,7 @@ EXAMPLE = Manifest(
     version=1,
     task="classify",
     classify=ClassifyTask(("a", "b"), "single_label", True, "invariant", 0),
+    generate=None,
     source=Source("org/model", "abc", "1" * 64, "BertForSequenceClassification"),
     limits=Limits(64, 8, 256),
     inputs=(Tensor("input_ids", "int64", ("batch", "length")),),
@@ -56,6 +57,7 @@ EXAMPLE = Manifest(
             latency=(Latency(1, 8, 0.5),),
         ),
     ),
+    decoders=(),
     created="2026-11-24T12:00:00+00:00",
     build=(StageTime("export", 1.5),),
     tools={"torch": "2.13.0"},
@@ -156,9 +158,9 @@ def test_a_field_of_another_type_is_refused_by_name(
         ({"version": 0}, "not positive"),
         ({"version": "1"}, "version must be int, is '1'"),
         ({"version": True}, "version must be int"),
-        ({"task": "guess"}, r"must be one of \('classify',\)"),
+        ({"task": "guess"}, r"must be one of \('classify', 'generate'\)"),
         ({"classify": None}, "classify is null"),
-        ({"engines": []}, "no engine"),
+        ({"engines": []}, "no engines"),
         ({"buckets": []}, "no buckets"),
         ({"reference": {"path": "../x", "sha256": "", "size_bytes": 1}}, "leaves the folder"),
         ({"reference": {"path": "/etc/x", "sha256": "", "size_bytes": 1}}, "leaves the folder"),

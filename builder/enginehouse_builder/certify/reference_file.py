@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from enginehouse_builder.typed_json import from_json, to_json
+from enginehouse_builder.manifest import from_json, to_json
 
 __all__ = ["ReferenceAnswer", "ReferenceFile", "read_reference", "write_reference"]
 

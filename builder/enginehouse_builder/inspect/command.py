@@ -8,7 +8,7 @@ import click
 
 from enginehouse_builder.ending import ending_cleanly
 from enginehouse_builder.errors import BuildError, SpecError
-from enginehouse_builder.typed_json import to_json
+from enginehouse_builder.manifest import to_json
 
 from .find import Version, find_version, find_versions
 from .verify import faults_of, files_of

@@ -10,7 +10,7 @@ __all__ = ["faults_of", "files_of"]
 def files_of(manifest: Manifest) -> list[File]:
     """Every file that the manifest names, each once, by path."""
     files = [*manifest.canonical, *manifest.text, manifest.reference]
-    files += [file for engine in manifest.engines for file in engine.files]
+    files += [file for engine in manifest.built for file in engine.files]
     return sorted({file.path: file for file in files}.values(), key=lambda file: file.path)
 
 

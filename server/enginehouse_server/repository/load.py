@@ -76,9 +76,10 @@ def load_classifier(folder: Path, settings: LoadSettings) -> LoadedClassifier:
         ProbeError: The engine does not give its certified answers here.
     """
     manifest = _manifest_of(folder)
-    chosen, task = manifest.engines[0], manifest.classify
+    task = manifest.classify
     if task is None:
         raise RepositoryError(f"{_name_of(manifest)} is no classifier")
+    chosen = manifest.engines[0]
     verify_files(folder, [*chosen.files, *manifest.text])
     max_tokens = min(settings.max_tokens or manifest.limits.max_tokens, manifest.limits.max_tokens)
     grid = _grid_of(manifest, settings, max_tokens)

@@ -105,7 +105,8 @@ class Ending(NamedTuple):
     ended_at: float
 
 
-class Emitted(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Emitted:
     """What one step gave one sequence.
 
     Attributes:

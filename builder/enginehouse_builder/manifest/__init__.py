@@ -1,0 +1,72 @@
+"""What a published version of a model is: the builder writes it, the server trusts it.
+
+The manifest is the last file written into a version's folder, so its presence publishes the
+version. This package needs the standard library alone, and imports nothing else of the builder.
+"""
+
+from .built import BuiltEngine, File
+from .file import (
+    FILE_NAME,
+    MANIFEST_VERSION,
+    NAME_PATTERN,
+    ManifestError,
+    read_manifest,
+    sha256_of,
+    write_manifest,
+)
+from .generate import (
+    AttentionLayer,
+    DecoderEngine,
+    GenerateCertificate,
+    GenerateTask,
+    GenerationDefaults,
+    StepTime,
+    TokenProbe,
+)
+from .records import (
+    Bucket,
+    Certificate,
+    ClassifyTask,
+    Engine,
+    Latency,
+    Limits,
+    Manifest,
+    Probe,
+    Source,
+    StageTime,
+    Tensor,
+)
+from .typed_json import MismatchError, from_json, to_json
+
+__all__ = [
+    "FILE_NAME",
+    "MANIFEST_VERSION",
+    "NAME_PATTERN",
+    "AttentionLayer",
+    "Bucket",
+    "BuiltEngine",
+    "Certificate",
+    "ClassifyTask",
+    "DecoderEngine",
+    "Engine",
+    "File",
+    "GenerateCertificate",
+    "GenerateTask",
+    "GenerationDefaults",
+    "Latency",
+    "Limits",
+    "Manifest",
+    "ManifestError",
+    "MismatchError",
+    "Probe",
+    "Source",
+    "StageTime",
+    "StepTime",
+    "Tensor",
+    "TokenProbe",
+    "from_json",
+    "read_manifest",
+    "sha256_of",
+    "to_json",
+    "write_manifest",
+]
