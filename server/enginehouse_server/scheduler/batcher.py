@@ -26,6 +26,7 @@ __all__ = ["Batch", "EncoderBatcher", "Taken", "Waiting"]
 _MIN_REQUESTS = 8  # whose inputs are always in the window
 _MAX_WINDOW = 96  # inputs; bounds the time of a choice
 _PACE_MEMORY = 0.95  # what a batch leaves of the weight of those before it
+_LONGEST_WAIT = 1.5  # of the predicted one: batches are cut by length, so some wait longer
 
 
 class Waiting(NamedTuple):
@@ -72,6 +73,8 @@ class EncoderBatcher:
         self._num_admitted = 0
         # The pace of all lanes together, as decaying sums of seconds and of real tokens.
         self._busy_s, self._busy_tokens = latency.seconds_per_token * 64, 64.0
+        # How much longer a batch takes here than predicted: lanes share the processor.
+        self._compute_s, self._predicted_s = 1e-3, 1e-3
         self.num_waiting_tokens = 0
 
     @property
@@ -90,7 +93,8 @@ class EncoderBatcher:
             OverloadedError: They would exceed a bound of the policy, or would still wait at their
                 deadline.
         """
-        self.check_room(len(works), works[0].priority, works[0].deadline - now)
+        compute_s = max(self._alone_s(self._grid.bucket_of(len(work.ids))) for work in works)
+        self.check_room(len(works), works[0].priority, works[0].deadline - now - compute_s)
         for work in works:
             num_tokens = len(work.ids)
             order = (-work.priority, self._num_admitted)
@@ -109,13 +113,17 @@ class EncoderBatcher:
         wait_s = self._predicted_wait_s(priority)
         found, policy = self.num_waiting, self._policy
         if found + num_inputs > policy.max_queue:
-            limit = f"{num_inputs} more would exceed the queue's limit of {policy.max_queue}"
-            raise OverloadedError(f"{found} inputs wait and {limit}", wait_s)
-        limit_s = min(policy.max_queue_s, time_left_s)
-        if wait_s > limit_s:
-            name = "limit" if limit_s == policy.max_queue_s else "time left to the deadline"
-            figures = f"about {wait_s:.2f} s, longer than the {name} of {limit_s:.2f} s"
-            raise OverloadedError(f"{found} inputs wait, for {figures}", wait_s - limit_s)
+            limit = f"{num_inputs} more would exceed the limit of {policy.max_queue} (--max-queue)"
+            raise OverloadedError(f"{found} inputs wait and {limit}; try again later", wait_s)
+        if wait_s > policy.max_queue_s:
+            limit = f"longer than the limit of {policy.max_queue_s:.2f} s (--max-queue-s)"
+            text = f"{found} inputs wait, for about {wait_s:.2f} s, {limit}; try again later"
+            raise OverloadedError(text, wait_s - policy.max_queue_s)
+        longest_s = _LONGEST_WAIT * wait_s
+        if longest_s > time_left_s:
+            left = f"the time left to the deadline, {time_left_s:.2f} s"
+            text = f"{found} inputs wait, for up to {longest_s:.2f} s, longer than {left}"
+            raise OverloadedError(f"{text}; try again later, or allow more", wait_s)
 
     def remove(self, request_ids: Iterable[int]) -> list[Waiting]:
         """Takes out what still waits of these requests."""
@@ -130,11 +138,11 @@ class EncoderBatcher:
         return gone
 
     def take(self, now: float) -> Taken:
-        """Takes the next batch out of the queue, and of those before it what came too late."""
+        """Takes the next batch out of the queue, and what could not be done by its deadline."""
         expired: list[Waiting] = []
         while self._waiting:
             window = self._window()
-            late = [w for w in window if w.work.deadline <= now]
+            late = [w for w in window if w.work.deadline <= now + self._alone_s(w.bucket)]
             if not late:
                 batch = self._batch_with(window[0], window)
                 self._discard(batch.members)
@@ -143,10 +151,24 @@ class EncoderBatcher:
             expired += late
         return Taken(None, expired)
 
-    def observe(self, batch: Batch, seconds: float) -> None:
-        """Learns the pace: `batch` came out `seconds` after the one before it, without a pause."""
-        self._busy_s = _PACE_MEMORY * self._busy_s + seconds
+    def observe(self, batch: Batch, interval_s: float, compute_s: float) -> None:
+        """Learns the pace.
+
+        Args:
+            batch: What was computed.
+            interval_s: How long after the batch before it, of any lane, it came out; without
+                pauses in which nothing was computed.
+            compute_s: How long it was in the engine.
+        """
+        self._busy_s = _PACE_MEMORY * self._busy_s + interval_s
         self._busy_tokens = _PACE_MEMORY * self._busy_tokens + batch.num_tokens
+        predicted_s = self._seconds[batch.members[-1].bucket][len(batch.members)]
+        self._compute_s = _PACE_MEMORY * self._compute_s + compute_s
+        self._predicted_s = _PACE_MEMORY * self._predicted_s + predicted_s
+
+    def _alone_s(self, bucket: int) -> float:
+        """What an input takes in the engine at least."""
+        return self._seconds[bucket][1] * self._compute_s / self._predicted_s
 
     def _window(self) -> list[Waiting]:
         most = self._waiting[:_MAX_WINDOW]

@@ -1,5 +1,6 @@
 """Runs an encoder: a thread for each lane takes batches and delivers how their inputs ended."""
 
+import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -13,8 +14,17 @@ from .work import Completion, EncoderWork
 
 __all__ = ["Deliver", "EncoderScheduler", "OnBatch"]
 
+_log = logging.getLogger(__name__)
+
 Deliver = Callable[[Sequence[Completion]], None]
 OnBatch = Callable[[Batch, float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Started:
+    batch: Batch
+    started_at: float
+    error: DeviceError | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,14 +134,10 @@ class EncoderScheduler:
             batch = self._next(wait=finished is None)
             if batch is None and finished is None:
                 return
-            started_at = monotonic()
-            if batch is not None:
-                lane.start([m.work for m in batch.members], batch.shape)
+            started = None if batch is None else _start(lane, batch)
             if finished is not None:
                 self._finish(finished)
-                finished = None
-            if batch is not None:
-                finished = self._wait(lane, batch, started_at)
+            finished = None if started is None else self._wait(lane, started)
 
     def _next(self, *, wait: bool) -> Batch | None:
         """The next batch; None if there is none now, or with `wait` only when closing."""
@@ -143,32 +149,59 @@ class EncoderScheduler:
                 batch, expired = self._batcher.take(now)
                 if batch is not None:
                     self._num_running += 1
+                    if self._batcher.num_waiting:  # an arrival of many wakes one lane only
+                        self._changed.notify()
                 if self._is_closing:  # who closes waits for an empty queue
                     self._changed.notify_all()
             if expired:
-                error = DeadlineError("the deadline passed while the request waited in the queue")
+                error = DeadlineError("waiting, the request could not be computed by its deadline")
                 self._deliver(_given_up(expired, error, now))
             if batch is not None or not wait or self._is_closing:
                 return batch
 
-    def _wait(self, lane: EncoderLane, batch: Batch, started_at: float) -> _Finished:
-        try:
-            outcome: Logits | DeviceError = lane.wait()
-        except DeviceError as error:
-            outcome = error
+    def _wait(self, lane: EncoderLane, started: _Started) -> _Finished:
+        batch, started_at = started.batch, started.started_at
+        outcome = started.error or _wait(lane)
         ended_at = monotonic()
         with self._changed:
-            self._batcher.observe(batch, ended_at - max(started_at, self._last_end))
+            interval_s = ended_at - max(started_at, self._last_end)
+            self._batcher.observe(batch, interval_s, ended_at - started_at)
             self._last_end = ended_at
         return _Finished(batch, started_at, ended_at, outcome)
 
     def _finish(self, finished: _Finished) -> None:
-        self._deliver(_completions(finished))
-        self._on_batch(finished.batch, finished.ended_at - finished.started_at)
+        try:
+            self._deliver(_completions(finished))
+            self._on_batch(finished.batch, finished.ended_at - finished.started_at)
+        except Exception:  # the fault of who listens: the lane must serve the others
+            _log.exception("a batch could not be delivered")
         with self._changed:
             self._num_running -= 1
             if self._is_closing:
                 self._changed.notify_all()
+
+
+def _start(lane: EncoderLane, batch: Batch) -> _Started:
+    started_at = monotonic()
+    try:
+        lane.start([m.work for m in batch.members], batch.shape)
+    except Exception as error:  # whatever it is, the inputs must end
+        return _Started(batch, started_at, _device_error(error))
+    return _Started(batch, started_at, None)
+
+
+def _wait(lane: EncoderLane) -> Logits | DeviceError:
+    try:
+        return lane.wait()
+    except Exception as error:
+        return _device_error(error)
+
+
+def _device_error(error: Exception) -> DeviceError:
+    if isinstance(error, DeviceError):
+        return error
+    _log.error("the engine failed on a batch", exc_info=error)
+    return DeviceError("the engine failed on this batch; the server's log says more")
 
 
 def _completions(finished: _Finished) -> list[Completion]:

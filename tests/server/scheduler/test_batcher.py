@@ -109,6 +109,27 @@ def test_expired_inputs_are_never_in_a_batch() -> None:
     assert [m.work.request_id for m in expired] == [1]
 
 
+def test_what_cannot_be_done_by_its_deadline_is_not_begun() -> None:
+    source = batcher()
+    source.admit([work(1, 100, deadline=0.5)], 0.0)
+    source.admit([work(2, 100)], 0.0)
+    batch, expired = source.take(0.499)  # an input of 100 tokens takes 12 ms
+    assert batch is not None
+    assert [m.work.request_id for m in batch.members] == [2]
+    assert [m.work.request_id for m in expired] == [1]
+
+
+def test_batches_that_take_longer_than_predicted_move_the_last_moment() -> None:
+    source = batcher()
+    for _ in range(100):
+        source.admit([work(1, 100)], 0.0)
+        batch = source.take(0.0).batch
+        assert batch is not None
+        source.observe(batch, 0.01, 0.2)
+    source.admit([work(2, 100, deadline=0.5)], 0.0)
+    assert source.take(0.35).batch is None
+
+
 def test_expired_inputs_alone_leave_an_empty_queue() -> None:
     source = batcher()
     source.admit([work(1, 10, deadline=5.0)], 0.0)
@@ -164,7 +185,7 @@ def test_the_pace_is_learnt_from_what_batches_take() -> None:
         source.admit([work(1, 100)], 0.0)
         batch = source.take(0.0).batch
         assert batch is not None
-        source.observe(batch, 0.5)
+        source.observe(batch, 0.5, 0.5)
     source.admit([work(i, 100) for i in range(3)], 0.0)
     with pytest.raises(OverloadedError, match="longer than the limit"):
         source.admit([work(9, 10)], 0.0)

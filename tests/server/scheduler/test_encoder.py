@@ -109,6 +109,42 @@ def test_a_failed_batch_fails_its_inputs_and_no_others(rig: Rig) -> None:
     assert fine.error is None
 
 
+def test_a_batch_that_cannot_be_started_fails_its_inputs_and_no_others(rig: Rig) -> None:
+    rig.lanes[0].broken = 1
+    rig.scheduler.submit([work(1)])
+    [failed] = rig.inbox.wait_for(1)
+    assert isinstance(failed.error, DeviceError)
+    assert "gone" not in str(failed.error)  # what the engine says is for the log
+    rig.scheduler.submit([work(2)])
+    assert rig.inbox.wait_for(2)[1].error is None
+
+
+def test_one_request_of_many_inputs_keeps_every_lane_busy() -> None:
+    rig = Rig(num_lanes=2)
+    for lane in rig.lanes:
+        lane.gate.clear()
+    rig.scheduler.submit([EncoderWork(1, i, [1] * 30) for i in range(16)])
+    deadline = time.monotonic() + 10
+    while not all(lane.batches for lane in rig.lanes) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert all(lane.batches for lane in rig.lanes)
+    rig.release()
+    rig.scheduler.close(10)
+
+
+def test_a_listener_that_fails_does_not_end_the_lane() -> None:
+    def fail(_: object, seconds: float) -> None:
+        raise ValueError(seconds)
+
+    inbox, policy = Inbox(), Policy(max_queue=9, max_queue_s=1e9, window=0.5)
+    batcher = EncoderBatcher(GRID, LatencyModel(GRID, {}), policy)
+    scheduler = EncoderScheduler(batcher, [ScriptedLane()], inbox.deliver, fail)
+    for i in range(3):
+        scheduler.submit([work(i)])
+        inbox.wait_for(i + 1)
+    scheduler.close(10)
+
+
 def test_an_expired_input_is_delivered_as_such_and_never_run(rig: Rig) -> None:
     rig.hold()
     rig.scheduler.submit([work(1, deadline=time.monotonic() + 0.05)])
