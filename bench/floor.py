@@ -7,7 +7,7 @@ A process of its own, so that only one of both computes at a time. It obeys line
 import sys
 import threading
 import time
-from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
@@ -22,6 +22,7 @@ __all__: list[str] = []
 
 _BATCH_SIZES = (4, 8, 16, 32)
 _SINGLE_RUNS = 200
+_TRIAL_S = 3.0
 
 
 def main(version: Path, texts_file: Path, num_lanes: int) -> None:
@@ -46,8 +47,8 @@ def main(version: Path, texts_file: Path, num_lanes: int) -> None:
     engine = create_encoder(chosen.backend, spec)
     plans = {size: _batches(works, size) for size in _BATCH_SIZES}
     for plan in plans.values():
-        _pass(engine, plan)  # a shape's first time is a compilation
-    rates = {size: _rate(engine, plan, 0) for size, plan in plans.items()}
+        _compute(engine, iter(plan))  # a shape's first time is a compilation
+    rates = {size: _rate(engine, plan, _TRIAL_S) for size, plan in plans.items()}
     best = max(rates, key=rates.__getitem__)
     print(f"ready, batches of {best}", flush=True)
     for line in sys.stdin:
@@ -59,38 +60,44 @@ def main(version: Path, texts_file: Path, num_lanes: int) -> None:
 
 
 def _batches(works: list[EncoderWork], size: int) -> list[list[EncoderWork]]:
-    return [works[i : i + size] for i in range(0, len(works), size)]
+    """Batches of neighbours in length, the longest first: no lane waits for a long last one."""
+    batches = [works[i : i + size] for i in range(0, len(works), size)]
+    return batches[::-1]
 
 
-def _pass(engine: EncoderEngine, plan: list[list[EncoderWork]]) -> None:
-    """Computes all batches once, every lane taking the next."""
-    left = deque(plan)
+def _compute(engine: EncoderEngine, batches: Iterator[list[EncoderWork]]) -> int:
+    """Computes all batches, every lane taking the next; returns their tokens."""
+    lock, num_tokens = threading.Lock(), [0] * len(engine.lanes)
 
     def run(index: int) -> None:
         lane = engine.lanes[index]
         while True:
-            try:
-                rows = left.popleft()
-            except IndexError:
+            with lock:
+                rows = next(batches, None)
+            if rows is None:
                 return
             lane.start(rows, Shape(len(rows), max(len(r.ids) for r in rows)))
             lane.wait()
+            num_tokens[index] += sum(len(r.ids) for r in rows)
 
     threads = [threading.Thread(target=run, args=(i,)) for i in range(len(engine.lanes))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    return sum(num_tokens)
 
 
 def _rate(engine: EncoderEngine, plan: list[list[EncoderWork]], seconds: float) -> float:
-    """Tokens a second over as many whole passes as begin within the time, at least one."""
-    num_tokens = sum(len(work.ids) for rows in plan for work in rows)
-    began, passes = time.perf_counter(), 0
-    while not passes or time.perf_counter() - began < seconds:
-        _pass(engine, plan)
-        passes += 1
-    return passes * num_tokens / (time.perf_counter() - began)
+    """Tokens a second, over whole passes through the plan without a pause between them."""
+    began = time.perf_counter()
+
+    def passes() -> Iterator[list[EncoderWork]]:
+        while time.perf_counter() - began < seconds:
+            yield from plan
+
+    num_tokens = _compute(engine, passes())
+    return num_tokens / (time.perf_counter() - began)
 
 
 def _single_ms(engine: EncoderEngine, work: EncoderWork) -> float:

@@ -23,17 +23,15 @@ _SHAPES: dict[str, dict[str, Any]] = {
 
 
 def build_model(shape: str, precision: str) -> Path:
-    """The folder of a version of the shape with random weights, in that precision.
+    """The folder of a version of the shape with random weights, or of the demo, in that precision.
 
     The words' vocabulary is real, so that texts have the lengths that they say.
     """
     name = f"{shape}-{precision}"
-    version = REPOSITORY / name / "1"
-    if not (version / "manifest.json").exists():
-        print(f"building {name}", flush=True)
-        shutil.rmtree(version.parent, ignore_errors=True)
-        _run("build", "--model", _checkpoint(shape), "--name", name, "--precision", precision)
-    return version
+    shutil.rmtree(REPOSITORY / name, ignore_errors=True)  # an identical build takes seconds
+    print(f"building {name}", flush=True)
+    _run("build", "--model", _checkpoint(shape), "--name", name, "--precision", precision)
+    return REPOSITORY / name / "1"
 
 
 def tokenizer_of(version: Path) -> Path:
@@ -43,7 +41,11 @@ def tokenizer_of(version: Path) -> Path:
 
 def _checkpoint(shape: str) -> Path:
     folder = FOLDER / "checkpoints" / shape
-    if not (folder / "config.json").exists():
+    if shape == "topics" and not (folder / "tokenizer.json").exists():
+        from enginehouse_builder.demo.classifier import train_topics
+
+        train_topics(folder, report=lambda _: None)
+    if not (folder / "tokenizer.json").exists():  # the last file that is written
         import torch
         from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
@@ -60,4 +62,4 @@ def _checkpoint(shape: str) -> Path:
 def _run(*arguments: str | Path) -> None:
     command = [sys.executable, "-m", "enginehouse_client", *map(str, arguments)]
     flags = ["--repository", str(REPOSITORY), "--cache-dir", str(FOLDER / "stages")]
-    subprocess.run([*command, *flags], check=True)
+    subprocess.run([*command, *flags], check=True, stdout=subprocess.DEVNULL)

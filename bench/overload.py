@@ -35,15 +35,17 @@ def overload(shape: str, minutes: float) -> Iterator[str]:
     counts, sustainable = load["counts"], mean([before, after])
     good = load["throughput"]["goodput_per_second"]
     codes = {e["code"]: e["count"] for e in load["errors"]}
-    due = counts["answered"] + counts["failed"] + counts["unsent"] + counts["unfinished"]
+    ended = counts["answered"] + counts["failed"] + counts["unsent"] + counts["unfinished"]
     last, second = memory[2 * len(memory) // 3 :], memory[len(memory) // 3 : 2 * len(memory) // 3]
     growth = median(last) / median(second) - 1
     yield f"overload {shape} fp32, {minutes:g} minutes at twice the sustainable rate:"
     yield f"  sustainable {before:.1f} requests/s before, {after:.1f} after; sent {2 * before:.1f}"
     share = good / sustainable
     yield f"  goodput within {_DEADLINE_MS} ms: {good:.1f}, {share:.1%} of it (bar: 90 %)"
-    yield f"  {due} due: {counts['answered']} answered, failed by status {codes}, "
+    yield f"  {ended} ended: {counts['answered']} answered, failed by status {codes}, "
+    others = sorted(set(codes) - {"RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"})
     yield f"  unsent {counts['unsent']}, without an answer {counts['unfinished']} (bar: 0)"
+    yield f"  other failures: {', '.join(others) or 'none'} (bar: none)"
     yield f"  memory {median(last) / 2**20:.0f} MiB, {growth:+.2%} in the last third (bar: 3 %)"
     generator = load["generator"]["cpu_share"]
     yield f"  the load generator used {generator:.1%} of a core, the server {watch.cpu_share:.1%}"
