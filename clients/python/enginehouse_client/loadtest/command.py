@@ -3,6 +3,7 @@
 import click
 
 from .classify.command import classify
+from .generate.command import generate
 
 __all__ = ["loadtest"]
 
@@ -13,3 +14,4 @@ def loadtest() -> None:
 
 
 loadtest.add_command(classify)
+loadtest.add_command(generate)

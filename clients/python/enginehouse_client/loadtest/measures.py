@@ -1,5 +1,6 @@
 """From the rows of a run to the parts that all results share."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -10,6 +11,7 @@ from .samples import Samples
 from .window import Window
 
 __all__ = [
+    "NUM_BINS",
     "error_counts",
     "generator_of",
     "histogram_of",
@@ -19,7 +21,7 @@ __all__ = [
     "warnings_of",
 ]
 
-_NUM_BINS = 32
+NUM_BINS = 32
 _MAX_TIMELINE_POINTS = 120
 _MAX_LAG_MS = 10.0
 _MAX_CPU_SHARE = 0.9
@@ -44,7 +46,7 @@ def histogram_of(values_ms: NDArray[np.float64]) -> Histogram | None:
         return None
     # A little wider than the values, so that rounding leaves none of them outside.
     low, high = max(float(values_ms.min()), 1e-3) * 0.999, float(values_ms.max()) * 1.001
-    edges = np.geomspace(low, max(high, low * 1.01), _NUM_BINS + 1)
+    edges = np.geomspace(low, max(high, low * 1.01), NUM_BINS + 1)
     counts, _ = np.histogram(np.maximum(values_ms, edges[0]), edges)
     return Histogram(tuple(edges.tolist()), tuple(counts.tolist()))
 
@@ -72,11 +74,21 @@ def generator_of(due: Samples, window: Window) -> Generator:
     )
 
 
-def intervals(window: Window) -> Iterator[tuple[float, float]]:
-    """Start and end of each interval of a timeline, seconds since the measurement began."""
+def intervals(window: Window, grain_s: float = 0.0) -> Iterator[tuple[float, float]]:
+    """Start and end of each interval of a timeline, seconds since the measurement began.
+
+    Args:
+        window: The measurement.
+        grain_s: Starts are multiples of it, if it is not 0.
+    """
     length_s = max(0.5, window.duration_s / _MAX_TIMELINE_POINTS)
-    for start_s in np.arange(0.0, window.duration_s, length_s).tolist():
-        yield start_s, min(start_s + length_s, window.duration_s)
+    if grain_s:
+        length_s = math.ceil(length_s / grain_s - 1e-9) * grain_s
+    # A rest of less than half a length belongs to the last: rates over it would jump.
+    count = max(round(window.duration_s / length_s), 1 if window.duration_s else 0)
+    for index in range(count):
+        is_last = index == count - 1
+        yield index * length_s, window.duration_s if is_last else (index + 1) * length_s
 
 
 def warnings_of(
