@@ -7,7 +7,7 @@ import pytest
 from enginehouse.v1 import inference_service_pb2 as pb
 from enginehouse_client import ConnectionFailedError, ModelNotFoundError
 from enginehouse_client.loadtest import LoadResult, LoadSettings, run_closed, run_open
-from enginehouse_client.loadtest.payloads import make_payloads
+from enginehouse_client.loadtest.classify.payloads import make_payloads
 from tests.client.fake_server import FakeServer, status
 
 TEXTS = ("one", "two two", "three three three")
@@ -19,7 +19,9 @@ def settings(server: FakeServer, **changes: object) -> LoadSettings:
 
 
 def num_due(result: LoadResult) -> int:
-    return result.counts.answered + result.counts.failed + result.counts.unsent
+    counts = result.counts
+    assert counts.due == counts.answered + counts.failed + counts.unsent + counts.unfinished
+    return counts.due
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])
@@ -173,6 +175,7 @@ async def test_a_run_that_is_stopped_reports_what_was_done(aio_server: FakeServe
     assert result.is_interrupted
     assert result.counts.answered == 4
     assert result.counts.unfinished == 2
+    assert result.counts.due == 6
 
 
 async def test_the_model_is_looked_up_before_the_load(aio_server: FakeServer) -> None:

@@ -1,9 +1,7 @@
 """Measures a server under load: `run_closed`, `run_open`, and reports of what they found."""
 
-from .result import LoadResult
-from .run import precise_loop, run_closed, run_open
-from .settings import LoadSettings
-from .texts import DEFAULT_TEXTS
+from .classify import DEFAULT_TEXTS, LoadResult, LoadSettings, run_closed, run_open
+from .drive import precise_loop
 
 __all__ = [
     "DEFAULT_TEXTS",

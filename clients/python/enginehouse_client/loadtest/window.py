@@ -1,4 +1,4 @@
-"""When a run measures, and what the generator itself used meanwhile."""
+"""When a run measures, which requests were due then, and what the generator used meanwhile."""
 
 import time
 from datetime import UTC, datetime
@@ -15,7 +15,9 @@ class Window:
         measured_from: Requests due from then on count.
         end: No request is due any more; moves to the run's end if that is earlier.
         is_interrupted: The run was told to stop.
-        num_unfinished: Requests that nobody waited for any more.
+        num_due: Requests whose time came in the measurement.
+        num_unsent: Those of them that were not sent, because too many were unanswered.
+        num_unfinished: Those of them that nobody waited for any more.
     """
 
     def __init__(self, warmup_s: float, duration_s: float) -> None:
@@ -24,9 +26,13 @@ class Window:
         self.measured_from = self.start + warmup_s
         self.end = self.measured_from + duration_s
         self.is_interrupted = False
-        self.num_unfinished = 0
+        self.num_due = self.num_unsent = self.num_unfinished = 0
         self._cpu_from = self._cpu_to = time.process_time()
         self._over = self.end
+
+    def measures(self, due: float) -> bool:
+        """Whether a request that is due then counts."""
+        return due >= self.measured_from
 
     def begin(self) -> None:
         """The warm-up is over."""

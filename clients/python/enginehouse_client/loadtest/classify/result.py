@@ -1,44 +1,29 @@
-"""What a run found, as plain data with stable names: `LoadResult.to_json` is its written form."""
+"""What a load of Classify found, as plain data: `LoadResult.to_json` is its written form."""
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Literal
+
+from enginehouse_client.loadtest.records import (
+    Counts,
+    ErrorCount,
+    Generator,
+    Histogram,
+    Pace,
+    Quantiles,
+    Served,
+)
 
 __all__ = [
     "SCHEMA",
     "Breakdown",
-    "Counts",
-    "ErrorCount",
-    "Generator",
-    "Histogram",
     "LoadResult",
     "LoadShape",
-    "Pace",
-    "Quantiles",
-    "Served",
     "ServerSide",
     "Throughput",
     "TimelinePoint",
 ]
 
 SCHEMA = "enginehouse.loadtest/1"
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """When requests are sent.
-
-    Attributes:
-        mode: "closed": after the answer to the last; "open": at random times.
-        concurrency: Closed: number of clients.
-        rate: Open: requests a second, on average.
-        max_in_flight: Open: most requests unanswered at any time.
-    """
-
-    mode: Literal["closed", "open"]
-    concurrency: int | None = None
-    rate: float | None = None
-    max_in_flight: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,49 +43,6 @@ class LoadShape:
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
-    """The model that answered, and the engine behind it; see `Model` and `Engine`."""
-
-    model: str
-    version: int
-    source: str
-    backend: str
-    target: str
-    precision: str
-    runtime_version: str
-    device: str
-
-
-@dataclass(frozen=True, slots=True)
-class Quantiles:
-    """Of measured values, by nearest rank: each is a value that did occur, but the mean."""
-
-    mean: float
-    p50: float
-    p90: float
-    p99: float
-    p99_9: float
-    max: float
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """Requests due in the measurement, by what became of them.
-
-    Attributes:
-        answered: Succeeded.
-        failed: Failed; `errors` tells them apart.
-        unsent: Open: not sent, because too many were unanswered.
-        unfinished: Still unanswered when the run was interrupted, those of the warm-up included.
-    """
-
-    answered: int
-    failed: int
-    unsent: int
-    unfinished: int
-
-
-@dataclass(frozen=True, slots=True)
 class Throughput:
     """What was answered within the measurement, a second.
 
@@ -117,16 +59,6 @@ class Throughput:
     tokens_per_second: float
     goodput_per_second: float | None
     goodput_fraction: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class ErrorCount:
-    """Failures of one kind: class of the client's error, gRPC status, and what the first said."""
-
-    error: str
-    code: str
-    count: int
-    example: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,31 +103,6 @@ class Breakdown:
     compute_ms: float
     rest_ms: float
     outside_ms: float
-
-
-@dataclass(frozen=True, slots=True)
-class Generator:
-    """What generating the load took, on the machine that ran it.
-
-    Attributes:
-        cpu_share: Share of one core that it used.
-        cpu_us_per_request: Processor time for each request, microseconds.
-        send_lag_ms: How much later than due requests were sent; it is part of the latency.
-        has_kept_up: The lag stayed small and the core was not used up.
-    """
-
-    cpu_share: float
-    cpu_us_per_request: float
-    send_lag_ms: Quantiles | None
-    has_kept_up: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Histogram:
-    """How many latencies lay between two neighbouring edges; one count fewer than edges."""
-
-    edges_ms: tuple[float, ...]
-    counts: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
