@@ -21,6 +21,21 @@ _SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 
+_DECODER_SHAPES: dict[str, dict[str, Any]] = {
+    "qwen3": {  # that of Qwen3-0.6B
+        "hidden_size": 1024,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "intermediate_size": 3072,
+        "vocab_size": 151936,
+        "max_position_embeddings": 4096,
+        "rope_theta": 1e6,
+        "tie_word_embeddings": True,
+    },
+}
+
 
 def build_model(shape: str, precision: str) -> Path:
     """The folder of a version of the shape with random weights, or of the demo, in that precision.
@@ -47,14 +62,24 @@ def _checkpoint(shape: str) -> Path:
         train_topics(folder, report=lambda _: None)
     if not (folder / "tokenizer.json").exists():  # the last file that is written
         import torch
-        from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+        from transformers import (
+            AutoTokenizer,
+            BertConfig,
+            BertForSequenceClassification,
+            Qwen3Config,
+            Qwen3ForCausalLM,
+        )
 
         from enginehouse_builder.demo.classifier import encoder_folder
 
         torch.manual_seed(0)
-        config = BertConfig(**_SHAPES[shape])
-        config.num_labels = 8
-        BertForSequenceClassification(config).save_pretrained(folder)
+        if shape in _DECODER_SHAPES:
+            decoder = Qwen3Config(**_DECODER_SHAPES[shape])
+            Qwen3ForCausalLM(decoder).save_pretrained(folder)
+        else:
+            config = BertConfig(**_SHAPES[shape])
+            config.num_labels = 8
+            BertForSequenceClassification(config).save_pretrained(folder)
         AutoTokenizer.from_pretrained(encoder_folder()).save_pretrained(folder)
     return folder
 
