@@ -147,6 +147,16 @@ def test_html_of_what_was_not_streamed(generator: FakeGenerator, tmp_path: Path)
     assert "Whole answer (e2e_latency)" in html
 
 
+@pytest.mark.parametrize("slo_ms", ["0.001", "60000"])
+def test_html_marks_an_objective_that_is_in_sight(
+    mixed_server: FakeGenerator, tmp_path: Path, slo_ms: str
+) -> None:
+    args = (*SHORT, "--prompt-tokens", "8..64", "--slo-ttft-ms", slo_ms)
+    html = html_of(mixed_server, tmp_path / "report.html", *args)
+    assert ("objective 0.001 ms" in html) == (slo_ms == "0.001")
+    assert "objective 60000" not in html
+
+
 def test_a_run_without_an_answer_is_reported_and_fails(
     generator: FakeGenerator, tmp_path: Path
 ) -> None:

@@ -5,7 +5,13 @@ from collections.abc import Iterator
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from enginehouse_client.loadtest.drawing import SERIES, draw_histogram, mark_objective, svg_of
+from enginehouse_client.loadtest.drawing import (
+    SERIES,
+    begin_at_zero,
+    draw_histogram,
+    mark_objective,
+    svg_of,
+)
 from enginehouse_client.loadtest.page import Chart
 
 from .result import GenerateResult, PromptLength
@@ -53,7 +59,7 @@ def _draw_by_prompt(
     axes.plot(tokens, [each.p50_ms for each in lengths], color=SERIES[0], marker="o", label="p50")
     axes.set_xlabel("tokens of the prompt")
     axes.set_ylabel("time to the first token, ms")
-    axes.set_ylim(bottom=0)
+    begin_at_zero(axes)
     if slo_ttft_ms is not None:
         mark_objective(axes, slo_ttft_ms)
     axes.legend(loc="lower right", bbox_to_anchor=(1, 0.97), ncols=2)
@@ -88,6 +94,7 @@ def _draw_timeline(figure: Figure, result: GenerateResult) -> None:
     requests.set_xlabel("seconds since the measurement began")
     for axes, unit in ((output, "tokens/s"), (prompts, "tokens/s"), (requests, "requests/s")):
         axes.set_ylabel(unit)
-        axes.set_ylim(bottom=0)
+        begin_at_zero(axes)
         axes.set_xlim(0, result.duration_s or None)
         axes.legend(loc="lower right", bbox_to_anchor=(1, 0.97), ncols=3)
+    figure.align_ylabels()
