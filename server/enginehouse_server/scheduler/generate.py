@@ -46,7 +46,7 @@ class _Done(NamedTuple):
     """A step that was computed, to be told of while the next one is."""
 
     step: Step
-    emitted: Sequence[Emitted]
+    num_ended: int
     seconds: float
 
 
@@ -81,6 +81,7 @@ class GenerateScheduler:
         self._roster = Roster(engine.limits, policy)
         self._outbox = Outbox(deliver)
         self._done: _Done | None = None  # the last step, until it was told of
+        self._pending: list[Emitted] = []  # what sequences gave, in order, not yet delivered
         self._is_computing = False
         self._changed = threading.Condition()  # guards the admission and the four below
         self._arrived: list[Arrival] = []
@@ -179,7 +180,7 @@ class GenerateScheduler:
         is_over = False
         while not is_over:
             try:
-                is_over = not self._take_in(wait=self._done is None)
+                is_over = not self._take_in(wait=not (self._done or self._pending))
                 if not is_over:
                     self._turn()
             except Exception as error:  # whatever it is, those in flight must hear of it
@@ -195,16 +196,14 @@ class GenerateScheduler:
             cancelled, self._cancelled = self._cancelled, []
             is_closing, gives_up = self._is_closing, self._gives_up
         now = monotonic()
-        emitted: list[Emitted] = []
         for arrival in arrived:
             roster.add(arrival)
         for one in cancelled:
-            emitted += roster.cancel(one.request_id, one.index, one.reason, now)
-        emitted += roster.expire(now)
+            self._pending += roster.cancel(one.request_id, one.index, one.reason, now)
+        self._pending += roster.expire(now)
         if gives_up:
-            emitted += roster.give_up(_stopped(), now)
-        self._outbox.deliver(emitted)
-        return not (is_closing and wait and not roster.planner.num_live)
+            self._pending += roster.give_up(_stopped(), now)
+        return not (is_closing and wait and not roster.planner.num_live and not self._pending)
 
     def _turn(self) -> None:
         """Computes the next step, and meanwhile tells of the one before."""
@@ -212,8 +211,9 @@ class GenerateScheduler:
         started_at = monotonic()
         if step is not None:
             self._start(step, started_at)
-        elif self._done is None and self._roster.planner.num_live:
+        elif not (self._done or self._pending) and self._roster.planner.num_live:
             raise RuntimeError("sequences wait, and none can run")
+        self._deliver()
         if self._done is not None:
             self._tell(self._done)
             self._done = None
@@ -221,11 +221,14 @@ class GenerateScheduler:
             return
         self._roster.prepare(step)
         self._take_in(wait=False)
+        self._deliver()
         logits = self._engine.wait()
         self._is_computing = False
         ended_at = monotonic()
         emitted = self._roster.finish(step, logits, ended_at)
-        self._done = _Done(step, emitted, ended_at - started_at)
+        num_ended = sum(e.ending is not None for e in emitted)
+        self._pending += emitted
+        self._done = _Done(step, num_ended, ended_at - started_at)
 
     def _start(self, step: Step, now: float) -> None:
         for source, target in step.copies:
@@ -235,11 +238,13 @@ class GenerateScheduler:
         for part in step.parts:
             part.sequence.note_start(now)
 
+    def _deliver(self) -> None:
+        emitted, self._pending = self._pending, []
+        self._outbox.deliver(emitted)
+
     def _tell(self, done: _Done) -> None:
-        self._outbox.deliver(done.emitted)
-        num_ended = sum(e.ending is not None for e in done.emitted)
         with self._changed:
-            self._admission.observe(done.seconds, num_ended)
+            self._admission.observe(done.seconds, done.num_ended)
         planner, step = self._roster.planner, done.step
         self._on_step(
             StepFigures(
@@ -257,17 +262,17 @@ class GenerateScheduler:
 
     def _start_anew(self, error: Exception) -> None:
         """Fails all that is in flight; what the cache holds is not relied on any more."""
-        done, self._done = self._done, None
+        self._done = None
         if self._is_computing and not isinstance(error, DeviceError):
             with suppress(DeviceError):
                 self._engine.wait()
         self._is_computing = False
         if isinstance(error, DeviceError):
-            if done is not None:
-                self._outbox.deliver(done.emitted)
             self._take_in(wait=False)
-            self._outbox.deliver(self._roster.fail_all(error, monotonic()))
+            self._pending += self._roster.fail_all(error, monotonic())
+            self._deliver()
         else:
+            self._pending.clear()
             _log.error("the scheduler of a decoder failed", exc_info=error)
             with self._changed:
                 self._arrived.clear()

@@ -152,6 +152,14 @@ def test_html_of_a_single_request(server: FakeServer, tmp_path: Path) -> None:
     assert html.count("<svg") >= 3
 
 
+@pytest.mark.parametrize("slo_ms", ["0.001", "3", "60000"])
+def test_html_marks_an_objective_that_is_in_sight(
+    mixed_server: FakeServer, tmp_path: Path, slo_ms: str
+) -> None:
+    html = html_of(mixed_server, tmp_path / "report.html", *SHORT, "--slo-ms", slo_ms)
+    assert ("objective" in html) == (slo_ms != "60000")
+
+
 def test_a_run_without_an_answer_is_reported_and_fails(server: FakeServer, tmp_path: Path) -> None:
     server.step = lambda _sent: asyncio.sleep(60)
     path = tmp_path / "report.html"

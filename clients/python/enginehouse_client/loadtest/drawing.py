@@ -16,7 +16,15 @@ from matplotlib.ticker import NullFormatter
 
 from .records import Histogram
 
-__all__ = ["MUTED", "SERIES", "draw_histogram", "mark_objective", "or_gap", "svg_of"]
+__all__ = [
+    "MUTED",
+    "SERIES",
+    "begin_at_zero",
+    "draw_histogram",
+    "mark_objective",
+    "or_gap",
+    "svg_of",
+]
 
 _INK, MUTED, _GRID = "#000001", "#000002", "#000003"
 SERIES = ("#000011", "#000012", "#000013", "#000014", "#000015")
@@ -87,7 +95,11 @@ def draw_histogram(axes: Axes, histogram: Histogram, measure: str, counted: str)
 
 
 def mark_objective(axes: Axes, slo_ms: float) -> None:
-    """A line across the chart where an objective of its vertical axis lies."""
+    """A line across the chart where an objective of its vertical axis lies, if it is in sight."""
+    top = axes.get_ylim()[1]
+    if slo_ms > 2 * top:
+        return
+    axes.set_ylim(top=max(top, 1.15 * slo_ms))
     axes.axhline(slo_ms, color=SERIES[1], linewidth=1.2, linestyle=(0, (4, 3)))
     axes.annotate(
         f"objective {slo_ms:g} ms",
@@ -97,6 +109,11 @@ def mark_objective(axes: Axes, slo_ms: float) -> None:
         textcoords="offset points",
         color=MUTED,
     )
+
+
+def begin_at_zero(axes: Axes) -> None:
+    """The vertical axis, from 0 to a little above what was drawn."""
+    axes.set_ylim(0, 1.06 * axes.dataLim.y1 or 1.0)
 
 
 def or_gap(value: float | None) -> float:

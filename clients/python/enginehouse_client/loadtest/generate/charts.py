@@ -5,7 +5,13 @@ from collections.abc import Iterator
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from enginehouse_client.loadtest.drawing import SERIES, draw_histogram, mark_objective, svg_of
+from enginehouse_client.loadtest.drawing import (
+    SERIES,
+    begin_at_zero,
+    draw_histogram,
+    mark_objective,
+    svg_of,
+)
 from enginehouse_client.loadtest.page import Chart
 
 from .result import GenerateResult, PromptLength
@@ -53,7 +59,7 @@ def _draw_by_prompt(
     axes.plot(tokens, [each.p50_ms for each in lengths], color=SERIES[0], marker="o", label="p50")
     axes.set_xlabel("tokens of the prompt")
     axes.set_ylabel("time to the first token, ms")
-    axes.set_ylim(bottom=0)
+    begin_at_zero(axes)
     if slo_ttft_ms is not None:
         mark_objective(axes, slo_ttft_ms)
     axes.legend(loc="lower right", bbox_to_anchor=(1, 0.97), ncols=2)
@@ -65,11 +71,11 @@ def _over_time(result: GenerateResult) -> Iterator[Chart]:
         def draw(figure: Figure) -> None:
             _draw_timeline(figure, result)
 
-        yield Chart("Over time", svg_of("timeline", draw, 5.2, is_wide=True))
+        yield Chart("Over time", svg_of("timeline", draw, 6.6, is_wide=True))
 
 
 def _draw_timeline(figure: Figure, result: GenerateResult) -> None:
-    upper, lower = figure.subplots(2, 1, sharex=True)
+    output, prompts, requests = figure.subplots(3, 1, sharex=True)
     points = result.timeline
     middles = [point.start_s + point.length_s / 2 for point in points]
 
@@ -78,17 +84,17 @@ def _draw_timeline(figure: Figure, result: GenerateResult) -> None:
         marker = "o" if len(points) == 1 else ""
         axes.plot(middles, rates, color=SERIES[series], marker=marker, label=label)
 
-    draw(upper, [point.prompt_tokens for point in points], 4, "of prompts")
-    draw(upper, [point.output_tokens for point in points], 0, "of answers")
-    upper.set_ylabel("tokens/s")
-    draw(lower, [point.answered for point in points], 0, "answered")
+    draw(output, [point.output_tokens for point in points], 0, "tokens of answers")
+    draw(prompts, [point.prompt_tokens for point in points], 2, "tokens of prompts")
+    draw(requests, [point.answered for point in points], 0, "answered")
     if any(point.failed for point in points):
-        draw(lower, [point.failed for point in points], 1, "failed")
+        draw(requests, [point.failed for point in points], 1, "failed")
     if any(point.cancelled for point in points):
-        draw(lower, [point.cancelled for point in points], 3, "cancelled")
-    lower.set_ylabel("requests/s")
-    lower.set_xlabel("seconds since the measurement began")
-    for axes in (upper, lower):
-        axes.set_ylim(bottom=0)
+        draw(requests, [point.cancelled for point in points], 3, "cancelled")
+    requests.set_xlabel("seconds since the measurement began")
+    for axes, unit in ((output, "tokens/s"), (prompts, "tokens/s"), (requests, "requests/s")):
+        axes.set_ylabel(unit)
+        begin_at_zero(axes)
         axes.set_xlim(0, result.duration_s or None)
         axes.legend(loc="lower right", bbox_to_anchor=(1, 0.97), ncols=3)
+    figure.align_ylabels()

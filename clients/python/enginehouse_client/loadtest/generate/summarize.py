@@ -136,10 +136,12 @@ def _by_prompt(due: Samples) -> Iterator[PromptLength]:
     lengths, ttft_ms = reached["prompt_tokens"], _ttft_ms(reached)
     if not len(lengths):
         return
-    # Groups of about equally many prompts; a length that is frequent has a group of its own.
-    shares = np.linspace(0, 100, _MAX_PROMPT_LENGTHS + 1)
-    edges = np.unique(percentiles(lengths, shares.tolist()))
-    groups = np.searchsorted(edges, lengths, side="right")
+    groups = lengths
+    if len(np.unique(lengths)) > _MAX_PROMPT_LENGTHS:
+        # About equally many prompts in each.
+        shares = np.linspace(0, 100, _MAX_PROMPT_LENGTHS + 1)[1:-1]
+        edges = percentiles(lengths, shares.tolist())
+        groups = np.searchsorted(edges, lengths, side="right").astype(np.float64)
     for group in np.unique(groups):
         chosen = groups == group
         p50, p90 = percentiles(ttft_ms[chosen], (50, 90))
