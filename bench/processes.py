@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
-__all__ = ["Floor", "Load", "Served", "run_load"]
+__all__ = ["DecoderFloor", "Floor", "Load", "Served", "run_load"]
 
 _READY = re.compile(r"serving gRPC on (\S+), HTTP on (\S+)")
 
@@ -82,6 +82,13 @@ class Floor(_Process):
 
     def _on_line(self, line: str) -> None:
         print(f"  floor of {self._command[3]}: {line.strip()}", flush=True)
+
+
+class DecoderFloor(_Process):
+    """The process of generation's floor."""
+
+    def __init__(self, version: Path) -> None:
+        super().__init__("-m", "bench.decoder_floor", version)
 
 
 def run_load(server: Served, texts_file: Path, *flags: str | float) -> Load:
