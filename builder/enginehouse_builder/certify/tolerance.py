@@ -3,8 +3,9 @@
 from typing import NamedTuple
 
 from enginehouse_server.engine.base import Precision
+from enginehouse_server.engine.decoder import CachePrecision, DecoderPrecision
 
-__all__ = ["NEAR_TIE", "TOLERANCES", "Tolerance"]
+__all__ = ["NEAR_TIE", "TOKEN_TIE", "TOLERANCES", "TokenTolerance", "Tolerance", "token_tolerance"]
 
 # Share of the largest logit. Labels closer than that in the original are no decision to keep: on
 # texts that fit no label, the best two are often as close, and any rounding turns them over.
@@ -33,3 +34,54 @@ TOLERANCES: dict[Precision, Tolerance] = {
     # outlier channel or a text unlike all samples gives 0.5 and more.
     "int8": Tolerance(0.25, 0.95),
 }
+
+# Share of the largest logit. Two tokens of the original that are closer are tied: another order of
+# summation, which is all that a correct engine does otherwise in fp32, may turn them over.
+TOKEN_TIE = 1e-4
+
+
+class TokenTolerance(NamedTuple):
+    """What a decoder must keep. Differences of logits are by the reference's largest.
+
+    Attributes:
+        error: Greatest error of a logit.
+        near: Tokens closer than that in the reference are no decision to keep.
+        mixing: How far a token chosen beside other sequences may be behind the one chosen alone.
+        agreement: Least share of clear decisions that stay, given the reference's own text.
+        kl: Greatest mean divergence of the next token's distribution, nats.
+        perplexity: Greatest ratio of the perplexity to the reference's.
+        is_exact: Whether every greedy token must be the reference's, ties aside.
+    """
+
+    error: float
+    near: float
+    mixing: float
+    agreement: float
+    kl: float
+    perplexity: float
+    is_exact: bool
+
+
+_TOKEN_TOLERANCES: dict[DecoderPrecision, TokenTolerance] = {
+    "fp32": TokenTolerance(1e-4, 1e-4, 1e-4, 1.0, 1e-4, 1.001, True),
+    "bf16": TokenTolerance(0.1, 0.05, 0.05, 0.97, 0.02, 1.03, False),
+    "int8": TokenTolerance(0.15, 0.05, 0.05, 0.95, 0.05, 1.05, False),
+    "int4": TokenTolerance(0.5, 0.05, 0.05, 0.8, 0.4, 1.4, False),
+}
+
+
+def token_tolerance(precision: DecoderPrecision, cache: CachePrecision) -> TokenTolerance:
+    """What a decoder of that precision, with a cache of that, must keep."""
+    of_weights = _TOKEN_TOLERANCES[precision]
+    if cache == "fp32":
+        return of_weights
+    of_cache = _TOKEN_TOLERANCES["bf16" if cache == "bf16" else "int8"]
+    return TokenTolerance(
+        error=max(of_weights.error, of_cache.error),
+        near=max(of_weights.near, of_cache.near),
+        mixing=max(of_weights.mixing, of_cache.mixing),
+        agreement=min(of_weights.agreement, of_cache.agreement),
+        kl=max(of_weights.kl, of_cache.kl),
+        perplexity=max(of_weights.perplexity, of_cache.perplexity),
+        is_exact=False,
+    )
