@@ -26,6 +26,8 @@ __all__ = ["QuantizedWeights", "WeightPrecision", "quantize_weights"]
 
 WeightPrecision = Literal["int8", "int4"]
 
+_REPORT_EVERY = 64  # tensors
+
 
 @dataclass(frozen=True, slots=True)
 class QuantizedWeights:
@@ -65,7 +67,7 @@ def quantize_weights(
     kept: list[TensorProto] = []
     source_bytes = 0
     with DataFile(data) as file:
-        for i, tensor in enumerate(graph.initializer):
+        for tensor in graph.initializer:
             array = numpy_helper.to_array(tensor, str(source.parent))
             source_bytes += array.nbytes
             matrix = matrices.get(tensor.name)
@@ -73,7 +75,8 @@ def quantize_weights(
                 file.put(tensor, array.tobytes())
                 kept.append(tensor)
                 continue
-            report(f"rounding matrix {i + 1} of {len(graph.initializer)}")
+            if len(kept) % _REPORT_EVERY == 0:
+                report(f"rounding {tensor.name}, {source_bytes / 1e6:.1f} MB done")
             kept += _rounded(matrix, formats[tensor.name], array, file)
     del graph.initializer[:]
     graph.initializer.extend(kept)
