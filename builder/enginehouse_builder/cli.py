@@ -110,7 +110,7 @@ def _common(command: F) -> F:
     type=_COUNT,
     default=32,
     show_default=True,
-    envvar=["ENGINEHOUSE_MAX_BATCH", "ENGINEHOUSE_SLOTS"],
+    envvar="ENGINEHOUSE_MAX_BATCH",
     show_envvar=True,
 )
 @_option(

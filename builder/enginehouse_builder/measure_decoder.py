@@ -64,8 +64,8 @@ class _Step(NamedTuple):
 
 def contexts_of(spec: DecoderSpec) -> Contexts:
     """A short and a long context that the engine's limits and the free memory allow."""
-    room = spec.max_tokens - 1
-    lengths = tuple(dict.fromkeys(min(length, room) for length in (_SHORT, _LONG)))
+    half = spec.max_tokens // 2
+    lengths = tuple(dict.fromkeys(min(length, half) for length in (_SHORT, _LONG)))
     most = min(spec.max_sequences, _SEQUENCES[-1])
     wanted = max(most * (lengths[-1] + 1), min(spec.max_tokens, lengths[-1] + _PIECES[-1]))
     free = available_bytes()

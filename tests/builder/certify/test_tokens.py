@@ -1,0 +1,197 @@
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from enginehouse_builder.certify import (
+    ContinuationFile,
+    JudgedDecoder,
+    certify_decoder,
+    read_continuations,
+    write_continuations,
+)
+from enginehouse_builder.certify.joint import Work, run_jointly
+from enginehouse_builder.certify.tolerance import TOKEN_TIE
+from enginehouse_builder.errors import BuildError, CertificateError
+from enginehouse_server.engine.base import Logits
+from enginehouse_server.engine.decoder import StepItem
+
+from .scripted import LIMITS, VOCAB, ScriptedDecoder, reference, right
+
+PROMPTS = [[(7 * i + 3 * j) % VOCAB for j in range(2 + 5 * i)] for i in range(9)]
+REFERENCE = reference(PROMPTS)
+EXACT = JudgedDecoder("fp32", "fp32")
+ROUNDED = JudgedDecoder("int8", "fp32")
+SLOTS = replace(
+    LIMITS, block_size=120, num_blocks=5, max_sequences=4, mixes=False, shares_blocks=False
+)
+
+
+@pytest.mark.parametrize("limits", [LIMITS, SLOTS])
+def test_an_exact_engine_gets_a_certificate_without_error(limits: object) -> None:
+    found = certify_decoder(ScriptedDecoder(limits), EXACT, REFERENCE)  # type: ignore[arg-type]
+    certificate = found.certificate
+    assert certificate.token_agreement == certificate.top1_agreement == found.clear_agreement == 1
+    assert certificate.max_abs_error == pytest.approx(0, abs=1e-6)
+    assert certificate.mean_kl == pytest.approx(0, abs=1e-9)
+    assert certificate.perplexity == pytest.approx(certificate.reference_perplexity)
+    assert certificate.num_prompts == len(PROMPTS)
+    assert certificate.longest_prompt == max(len(prompt) for prompt in PROMPTS)
+    assert certificate.tolerance == TOKEN_TIE
+    assert certificate.runtime == "scripted 1"
+
+
+def test_probes_are_what_the_engine_itself_goes_on_with() -> None:
+    probes = certify_decoder(ScriptedDecoder(), EXACT, REFERENCE).probes
+    assert len(probes) == 4
+    assert {len(probe.prompt) for probe in probes} >= {2, 42}
+    for probe in probes:
+        tokens = [*probe.prompt]
+        for token in probe.tokens:
+            assert token == right(tokens).argmax()
+            tokens.append(token)
+        best, logit = probe.top[0]
+        assert best == probe.tokens[0]
+        assert logit == pytest.approx(right(probe.prompt).max())
+
+
+@pytest.mark.parametrize("limits", [LIMITS, SLOTS])
+def test_sequences_join_while_others_run_and_twins_begin_with_their_blocks(limits: object) -> None:
+    engine = ScriptedDecoder(limits)  # type: ignore[arg-type]
+    works = [Work(prompt, 6) for prompt in PROMPTS]
+    twins = [works[8]._replace(twin_of=8), works[6]._replace(twin_of=6)]
+    ran = run_jointly(engine, works + twins)
+    expected = [list(text.tokens) for text in REFERENCE.continuations]
+    assert ran == [*expected, expected[8], expected[6]]
+    assert max(len(step) for step in engine.steps) > 1
+    begun = [item for step in engine.steps for item in step if item.num_cached]
+    assert any(len(item.tokens) > 1 for item in begun)  # a prompt in pieces
+    first = Counter(item.blocks[0] for step in engine.steps for item in step[:1])
+    assert len(first) > 1
+    if engine.limits.mixes:
+        assert any({len(i.tokens) > 1 for i in step} == {True, False} for step in engine.steps)
+    # Of a twin's prompt little is computed again.
+    computed = sum(len(item.tokens) for step in engine.steps for item in step)
+    assert computed < sum(len(prompt) + 5 for prompt in PROMPTS) + 2 * 5 + 2 * LIMITS.block_size
+
+
+def test_a_cache_with_no_room_for_a_sequence_is_named() -> None:
+    engine = ScriptedDecoder(replace(LIMITS, num_blocks=3))
+    with pytest.raises(BuildError, match="needs 12 blocks of cache, and the engine has 3"):
+        run_jointly(engine, [Work(PROMPTS[8], 6)])
+
+
+class _Faulty(ScriptedDecoder):
+    """Changes the logits after as many tokens as `length`, or wherever others are beside."""
+
+    def __init__(self, change: Logits, length: int = 0, *, only_beside: bool = False) -> None:
+        super().__init__()
+        self._change, self._length, self._only_beside = change, length, only_beside
+
+    def answer(self, tokens: Sequence[int], *, beside: bool) -> Logits:
+        is_hit = (beside if self._only_beside else True) and self._length in (0, len(tokens))
+        return right(tokens) + self._change * np.float32(is_hit)
+
+
+def _raised(size: float) -> Logits:
+    return np.eye(VOCAB, dtype=np.float32)[5] * np.float32(size)
+
+
+def test_a_wrong_engine_fails_with_figures_and_the_prompt() -> None:
+    with pytest.raises(CertificateError) as raised:
+        certify_decoder(_Faulty(_raised(4.0), 24), EXACT, REFERENCE)
+    message = str(raised.value)
+    assert "off by 4" in message
+    assert "0.0001 is allowed" in message
+    assert "'text 4'" in message
+    assert "Nothing was published" in message
+
+
+@pytest.mark.parametrize("junk", [np.nan, np.inf])
+def test_an_engine_that_gives_no_number_fails(junk: float) -> None:
+    change = np.full(VOCAB, junk, np.float32)
+    with pytest.raises(CertificateError, match="off by"):
+        certify_decoder(_Faulty(change * 0 if junk == 0 else change, 24), EXACT, REFERENCE)
+
+
+def test_an_engine_that_chooses_otherwise_beside_others_fails() -> None:
+    with pytest.raises(CertificateError, match="otherwise beside other sequences than alone"):
+        certify_decoder(_Faulty(_raised(20.0), only_beside=True), EXACT, REFERENCE)
+
+
+def _tied(gap: float) -> ContinuationFile:
+    """A reference that preferred another token of two as good as equal, at the last place."""
+    text = REFERENCE.continuations[3]
+    best, second = text.top_ids[-1][:2]
+    logit = text.top_logits[-1][0]
+    tied = replace(
+        text,
+        tokens=(*text.tokens[:-1], second),
+        top_ids=(*text.top_ids[:-1], (second, best, *text.top_ids[-1][2:])),
+        top_logits=(*text.top_logits[:-1], (logit + gap, logit, *text.top_logits[-1][2:])),
+    )
+    texts = (*REFERENCE.continuations[:3], tied, *REFERENCE.continuations[4:])
+    return replace(REFERENCE, continuations=texts)
+
+
+class _Tied(ScriptedDecoder):
+    """Gives the second best token nearly the logit of the best, after one text."""
+
+    def answer(self, tokens: Sequence[int], *, beside: bool) -> Logits:
+        logits = right(tokens).copy()
+        text = REFERENCE.continuations[3]
+        if [*tokens] == [*text.prompt, *text.tokens[:-1]]:
+            best, second = text.top_ids[-1][:2]
+            logits[second] = logits[best] - 1e-5
+        return logits
+
+
+def test_a_tie_within_rounding_is_no_disagreement() -> None:
+    found = certify_decoder(_Tied(), EXACT, _tied(1e-5)).certificate
+    assert found.token_agreement == 1
+    assert found.num_tokens == 6 * (len(PROMPTS) + 2) - 1
+    assert found.top1_agreement < 1
+
+
+def test_a_preference_beyond_rounding_must_be_kept() -> None:
+    # Both logits are within what is allowed, and the choice is the other way round all the same.
+    scale = max(abs(x) for t in REFERENCE.continuations for row in t.top_logits for x in row)
+    with pytest.raises(CertificateError, match=r"greedy tokens are the original's, and all must"):
+        certify_decoder(_Tied(), EXACT, _tied(1.0 * TOKEN_TIE * scale * 0.999 + 1e-4))
+
+
+def test_rounded_weights_may_be_off_by_what_their_precision_allows() -> None:
+    class Noisy(ScriptedDecoder):
+        def answer(self, tokens: Sequence[int], *, beside: bool) -> Logits:
+            noise = np.random.default_rng(len(tokens)).normal(0, self.size, VOCAB)
+            return right(tokens) + noise.astype(np.float32)
+
+        size = 0.05
+
+    engine = Noisy()
+    found = certify_decoder(engine, ROUNDED, REFERENCE)
+    assert 0 < found.certificate.mean_kl < 0.05
+    assert found.certificate.token_agreement <= 1
+    with pytest.raises(CertificateError, match="0.0001 is allowed"):
+        certify_decoder(engine, EXACT, REFERENCE)
+    engine.size = 0.6
+    with pytest.raises(CertificateError, match=r"nats off on average|near ties aside|is allowed"):
+        certify_decoder(engine, ROUNDED, REFERENCE)
+
+
+def test_perplexity_beyond_the_tolerance_fails() -> None:
+    class Surprised(ScriptedDecoder):
+        def answer(self, tokens: Sequence[int], *, beside: bool) -> Logits:
+            is_own = any([*tokens[: len(p)]] == p and len(tokens) >= len(p) for p in PROMPTS)
+            return right(tokens) if is_own else -right(tokens)
+
+    with pytest.raises(CertificateError, match="its perplexity on the samples is"):
+        certify_decoder(Surprised(), ROUNDED, reference(PROMPTS[8:]))
+
+
+def test_the_reference_is_read_as_it_was_written(tmp_path_factory: pytest.TempPathFactory) -> None:
+    file = tmp_path_factory.mktemp("version") / "reference.json"
+    write_continuations(REFERENCE, file)
+    assert read_continuations(file) == REFERENCE
