@@ -95,9 +95,14 @@ class OpenVinoDecoder:
 
 
 def _check_precision(core: ov.Core, spec: DecoderSpec, device: str) -> None:
-    if "bf16" not in (spec.precision, spec.cache_precision):
-        return
-    if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    computes = "bf16" if spec.precision == "bf16" else "fp32"
+    if spec.cache_precision not in (computes, "u8"):
+        raise PlanMismatchError(
+            f"OpenVINO computes {spec.precision} in {computes} and caches it in that or in u8, not "
+            f"in {spec.cache_precision}: choose another CACHE_PRECISION"
+        )
+    capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if computes == "bf16" and "BF16" not in capabilities:
         raise PlanMismatchError(
             f"this processor ({device}) does not compute in bf16; "
             "build the model with PRECISION=fp32, int8 or int4"
