@@ -110,7 +110,7 @@ def test_an_fp32_engine_says_what_transformers_says(
     )
     for text in reference.continuations[:4]:
         ids = torch.tensor([text.prompt])
-        found = original.generate(
+        found = original.generate(  # type: ignore[misc]
             ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=len(text.tokens),

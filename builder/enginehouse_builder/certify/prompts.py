@@ -77,9 +77,9 @@ def _length(limit: int, windows: Sequence[int]) -> int:
 def _long_prompt(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> tuple[int, ...]:
     text = "\n\n".join(texts)
     [row] = tokenizer.encode([TextInput(text)])
-    again = -(-length // max(1, len(row.ids)))
-    if again > 1:
-        [row] = tokenizer.encode([TextInput("\n\n".join([text] * again))])
+    while len(row.ids) < length:
+        text = f"{text}\n\n{text}"
+        [row] = tokenizer.encode([TextInput(text)])
     return tuple(row.ids[:length])
 
 

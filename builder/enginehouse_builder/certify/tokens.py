@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,22 +12,18 @@ from enginehouse_server.engine.decoder import (
     CachePrecision,
     DecoderEngine,
     DecoderPrecision,
-    StepItem,
 )
 
 from .continuations import Continuation, ContinuationFile
 from .joint import Work, run_jointly, shareable_tokens
 from .scores import score
 from .token_figures import Deviation, TokenFigures, figures_of
+from .token_probes import token_probes
 from .tolerance import TOKEN_TIE, TokenTolerance, token_tolerance
 
 __all__ = ["CertifiedDecoder", "JudgedDecoder", "certify_decoder"]
 
 _NUM_TWINS = 2
-_NUM_PROBES = 4
-_PROBE_TOKENS = 8
-_PROBE_TOP = 5
-_MAX_PROBE = 128  # tokens of its prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +74,11 @@ def certify_decoder(
     """
     texts = reference.continuations
     tolerance = token_tolerance(judged.precision, judged.cache_precision)
-    works = _works(engine, texts)
-    ran = run_jointly(engine, works)
-    twins = [work.twin_of for work in works if work.twin_of is not None]
-    compared = [*texts, *(texts[i] for i in twins)]
-    scores = [score(engine, text, tokens) for text, tokens in zip(compared, ran, strict=True)]
-    found = figures_of(compared, ran, scores, TOKEN_TIE, tolerance.near)
+    with np.errstate(all="ignore"):  # what is no number shows in the figures
+        trial = _try(engine, texts, tolerance.near)
+    found = trial.figures
     runtime = f"{engine.backend} {engine.runtime_version}"
-    if fault := _fault(found, tolerance, compared, ran):
+    if fault := _fault(trial, tolerance):
         raise CertificateError(
             f"the {judged.precision} engine ({runtime}, cache in {judged.cache_precision}) does "
             f"not go on as the original: {fault}. Nothing was published. {_remedy(judged)}"
@@ -106,10 +99,36 @@ def certify_decoder(
         scale=found.scale,
         tolerance=tolerance.error,
     )
-    probes = tuple(_probe(engine, prompt) for prompt in _probe_prompts(texts))
     return CertifiedDecoder(
-        certificate, found.clear_agreement, probes, engine.runtime_version, engine.device
+        certificate=certificate,
+        clear_agreement=found.clear_agreement,
+        probes=token_probes(engine, [text.prompt for text in texts]),
+        runtime_version=engine.runtime_version,
+        device=engine.device,
     )
+
+
+class _Trial(NamedTuple):
+    """What came out.
+
+    Attributes:
+        texts: The original's, those of twins twice.
+        ran: The engine's own, beside each other.
+        figures: Of the two.
+    """
+
+    texts: Sequence[Continuation]
+    ran: Sequence[Sequence[int]]
+    figures: TokenFigures
+
+
+def _try(engine: DecoderEngine, texts: Sequence[Continuation], near: float) -> _Trial:
+    works = _works(engine, texts)
+    ran = run_jointly(engine, works)
+    twins = [texts[work.twin_of] for work in works if work.twin_of is not None]
+    texts = [*texts, *twins]
+    scores = [score(engine, text, tokens) for text, tokens in zip(texts, ran, strict=True)]
+    return _Trial(texts, ran, figures_of(texts, ran, scores, TOKEN_TIE, near))
 
 
 def _works(engine: DecoderEngine, texts: Sequence[Continuation]) -> list[Work]:
@@ -120,31 +139,32 @@ def _works(engine: DecoderEngine, texts: Sequence[Continuation]) -> list[Work]:
     return works + [works[i]._replace(twin_of=i) for i in usual[:_NUM_TWINS]]
 
 
-def _fault(
-    found: TokenFigures,
-    tolerance: TokenTolerance,
-    texts: Sequence[Continuation],
-    ran: Sequence[Sequence[int]],
-) -> str:
+def _fault(trial: _Trial, tolerance: TokenTolerance) -> str:
+    """What the engine does not keep, in words; empty if it keeps everything."""
+    found = trial.figures
     scale = found.scale
     if not found.error.size <= tolerance.error * scale:  # also when it is not a number
         return (
             f"a logit is off by {found.error.size:.3g}, which is {found.error.size / scale:.2g} of "
             f"the largest ({scale:.3g}); {tolerance.error:g} is allowed. "
-            f"Furthest off {_where(found.error, texts)}"
+            f"Furthest off {_where(found.error, trial)}"
         )
     if not found.mixing.size <= tolerance.mixing * scale:
         return (
             "it chooses otherwise beside other sequences than alone: a token whose logit is "
             f"{found.mixing.size:.3g} less than the best, which is {found.mixing.size / scale:.2g} "
-            f"of the largest; {tolerance.mixing:g} is allowed. {_chosen(found.mixing, texts, ran)}"
+            f"of the largest; {tolerance.mixing:g} is allowed. {_chosen(found.mixing, trial)}"
         )
     if tolerance.is_exact and not found.choice.size <= TOKEN_TIE * scale:
         return (
             f"{found.token_agreement:.1%} of {found.num_tokens} greedy tokens are the original's, "
-            f"and all must be. {_chosen(found.choice, texts, ran)}, though the original's logits "
-            f"of the two are {found.choice.size:.3g} apart"
+            f"and all must be. {_chosen(found.choice, trial)}, though the original's logits of the "
+            f"two are {found.choice.size:.3g} apart"
         )
+    return _mean_fault(found, tolerance)
+
+
+def _mean_fault(found: TokenFigures, tolerance: TokenTolerance) -> str:
     ratio = found.perplexity / found.reference_perplexity
     bounds = (
         (
@@ -166,17 +186,18 @@ def _fault(
     return next((fault for is_kept, fault in bounds if not is_kept), "")
 
 
-def _where(worst: Deviation, texts: Sequence[Continuation]) -> str:
-    text = texts[worst.text]
+def _where(worst: Deviation, trial: _Trial) -> str:
+    text = trial.texts[worst.text]
     return (
         f"at token {worst.place + 1} after {len(text.prompt)} tokens of {text.text[:60]!r} "
         f"(prompt {worst.text + 1})"
     )
 
 
-def _chosen(worst: Deviation, texts: Sequence[Continuation], ran: Sequence[Sequence[int]]) -> str:
-    ours, theirs = ran[worst.text][worst.place], texts[worst.text].tokens[worst.place]
-    return f"It is {_where(worst, texts)}: it gives token {ours}, the original {theirs}"
+def _chosen(worst: Deviation, trial: _Trial) -> str:
+    ours = trial.ran[worst.text][worst.place]
+    theirs = trial.texts[worst.text].tokens[worst.place]
+    return f"It is {_where(worst, trial)}: it gives token {ours}, the original {theirs}"
 
 
 def _remedy(judged: JudgedDecoder) -> str:
@@ -188,31 +209,3 @@ def _remedy(judged: JudgedDecoder) -> str:
     if judged.cache_precision != "fp32":
         return "Try --cache-precision fp32, or --precision fp32"
     return f"Try --precision {'int8' if judged.precision == 'int4' else 'fp32'}"
-
-
-def _probe_prompts(texts: Sequence[Continuation]) -> list[tuple[int, ...]]:
-    """Prompts spread over the lengths; a long one is cut."""
-    prompts = sorted({text.prompt[:_MAX_PROBE] for text in texts}, key=lambda p: (len(p), p))
-    places = np.linspace(0, len(prompts) - 1, _NUM_PROBES).round().astype(int)
-    return [prompts[place] for place in dict.fromkeys(places.tolist())]
-
-
-def _probe(engine: DecoderEngine, prompt: tuple[int, ...]) -> TokenProbe:
-    limits = engine.limits
-    num_new = min(_PROBE_TOKENS, limits.max_tokens - len(prompt))
-    blocks = range(-(-(len(prompt) + num_new) // limits.block_size))
-    top: list[tuple[int, float]] = []
-    tokens: list[int] = []
-    ends = range(0, len(prompt) + limits.max_step_tokens, limits.max_step_tokens)
-    pieces = [(a, prompt[a:b]) for a, b in pairwise(ends) if prompt[a:b]]
-    for i in range(num_new):
-        for start, piece in pieces:
-            is_last = start + len(piece) == len(prompt) + i
-            engine.start([StepItem(blocks, start, piece, int(is_last))])
-            logits = engine.wait()
-        if i == 0:
-            order = np.argsort(-logits[0], kind="stable")[:_PROBE_TOP]
-            top = [(int(token), float(logits[0, token])) for token in order]
-        tokens.append(int(logits[0].argmax()))
-        pieces = [(len(prompt) + i, (tokens[-1],))]
-    return TokenProbe(prompt, tuple(tokens), tuple(top))

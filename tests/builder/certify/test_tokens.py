@@ -16,7 +16,6 @@ from enginehouse_builder.certify.joint import Work, run_jointly
 from enginehouse_builder.certify.tolerance import TOKEN_TIE
 from enginehouse_builder.errors import BuildError, CertificateError
 from enginehouse_server.engine.base import Logits
-from enginehouse_server.engine.decoder import StepItem
 
 from .scripted import LIMITS, VOCAB, ScriptedDecoder, reference, right
 
@@ -96,7 +95,9 @@ class _Faulty(ScriptedDecoder):
 
 
 def _raised(size: float) -> Logits:
-    return np.eye(VOCAB, dtype=np.float32)[5] * np.float32(size)
+    change: Logits = np.zeros(VOCAB, np.float32)
+    change[5] = size
+    return change
 
 
 def test_a_wrong_engine_fails_with_figures_and_the_prompt() -> None:
@@ -113,7 +114,7 @@ def test_a_wrong_engine_fails_with_figures_and_the_prompt() -> None:
 def test_an_engine_that_gives_no_number_fails(junk: float) -> None:
     change = np.full(VOCAB, junk, np.float32)
     with pytest.raises(CertificateError, match="off by"):
-        certify_decoder(_Faulty(change * 0 if junk == 0 else change, 24), EXACT, REFERENCE)
+        certify_decoder(_Faulty(change, 24), EXACT, REFERENCE)
 
 
 def test_an_engine_that_chooses_otherwise_beside_others_fails() -> None:
@@ -121,45 +122,63 @@ def test_an_engine_that_chooses_otherwise_beside_others_fails() -> None:
         certify_decoder(_Faulty(_raised(20.0), only_beside=True), EXACT, REFERENCE)
 
 
-def _tied(gap: float) -> ContinuationFile:
-    """A reference that preferred another token of two as good as equal, at the last place."""
-    text = REFERENCE.continuations[3]
-    best, second = text.top_ids[-1][:2]
-    logit = text.top_logits[-1][0]
-    tied = replace(
-        text,
-        tokens=(*text.tokens[:-1], second),
-        top_ids=(*text.top_ids[:-1], (second, best, *text.top_ids[-1][2:])),
-        top_logits=(*text.top_logits[:-1], (logit + gap, logit, *text.top_logits[-1][2:])),
+SCALE = max(abs(x) for t in REFERENCE.continuations for row in t.top_logits for x in row)
+TEXT = REFERENCE.continuations[3]
+BEFORE = [*TEXT.prompt, *TEXT.tokens[:-1]]
+FIRST, SECOND = TEXT.top_ids[-1][:2]
+
+
+def _turned(gap: float) -> Logits:
+    """Logits at the last place of a text, the second token now ahead by a share of the largest."""
+    logits = right(BEFORE).copy()
+    logits[SECOND] = logits[FIRST] + gap * SCALE
+    return logits
+
+
+def _with_turned(gap: float) -> ContinuationFile:
+    logits = _turned(gap).astype(np.float64)
+    ids = [SECOND, FIRST, *TEXT.top_ids[-1][2:]]
+    text = replace(
+        TEXT,
+        tokens=(*TEXT.tokens[:-1], SECOND),
+        top_ids=(*TEXT.top_ids[:-1], tuple(ids)),
+        top_logits=(*TEXT.top_logits[:-1], tuple(float(logits[i]) for i in ids)),
+        log_sums=(*TEXT.log_sums[:-1], float(np.log(np.exp(logits).sum()))),
     )
-    texts = (*REFERENCE.continuations[:3], tied, *REFERENCE.continuations[4:])
+    texts = (*REFERENCE.continuations[:3], text, *REFERENCE.continuations[4:])
     return replace(REFERENCE, continuations=texts)
 
 
-class _Tied(ScriptedDecoder):
-    """Gives the second best token nearly the logit of the best, after one text."""
+class _Turning(ScriptedDecoder):
+    """Prefers the other one of the two, each logit off by a share of the largest."""
+
+    def __init__(self, gap: float, error: float) -> None:
+        super().__init__()
+        self._gap, self._error = gap, error * SCALE
 
     def answer(self, tokens: Sequence[int], *, beside: bool) -> Logits:
-        logits = right(tokens).copy()
-        text = REFERENCE.continuations[3]
-        if [*tokens] == [*text.prompt, *text.tokens[:-1]]:
-            best, second = text.top_ids[-1][:2]
-            logits[second] = logits[best] - 1e-5
+        if [*tokens] != BEFORE:
+            return right(tokens)
+        logits = _turned(self._gap)
+        logits[FIRST] += self._error
+        logits[SECOND] -= self._error
         return logits
 
 
 def test_a_tie_within_rounding_is_no_disagreement() -> None:
-    found = certify_decoder(_Tied(), EXACT, _tied(1e-5)).certificate
+    found = certify_decoder(_Turning(1e-6, 2e-6), EXACT, _with_turned(1e-6)).certificate
     assert found.token_agreement == 1
     assert found.num_tokens == 6 * (len(PROMPTS) + 2) - 1
     assert found.top1_agreement < 1
 
 
 def test_a_preference_beyond_rounding_must_be_kept() -> None:
-    # Both logits are within what is allowed, and the choice is the other way round all the same.
-    scale = max(abs(x) for t in REFERENCE.continuations for row in t.top_logits for x in row)
-    with pytest.raises(CertificateError, match=r"greedy tokens are the original's, and all must"):
-        certify_decoder(_Tied(), EXACT, _tied(1.0 * TOKEN_TIE * scale * 0.999 + 1e-4))
+    gap, error = 1.6 * TOKEN_TIE, 0.9 * TOKEN_TIE
+    with pytest.raises(CertificateError) as raised:
+        certify_decoder(_Turning(gap, error), EXACT, _with_turned(gap))
+    message = str(raised.value)
+    assert "greedy tokens are the original's, and all must be" in message
+    assert f"it gives token {FIRST}, the original {SECOND}" in message
 
 
 def test_rounded_weights_may_be_off_by_what_their_precision_allows() -> None:
@@ -174,7 +193,7 @@ def test_rounded_weights_may_be_off_by_what_their_precision_allows() -> None:
     found = certify_decoder(engine, ROUNDED, REFERENCE)
     assert 0 < found.certificate.mean_kl < 0.05
     assert found.certificate.token_agreement <= 1
-    with pytest.raises(CertificateError, match="0.0001 is allowed"):
+    with pytest.raises(CertificateError, match=r"0\.0001 is allowed"):
         certify_decoder(engine, EXACT, REFERENCE)
     engine.size = 0.6
     with pytest.raises(CertificateError, match=r"nats off on average|near ties aside|is allowed"):
