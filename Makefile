@@ -29,7 +29,7 @@ serve: install ## Build the demo engine if the repository is empty, and serve (A
 	exec $(BIN)/enginehouse serve $(ARGS)
 
 build-engine: install ## Build MODEL=<hub id or folder> [NAME= TASK= PRECISION= REPOSITORY= ARGS=]
-	@test -n "$(MODEL)" || { echo 'usage: make build-engine MODEL=<hub id or folder> [NAME=…] [TASK=classify] [PRECISION=fp32|bf16|int8] [ARGS="…"]' >&2; exit 2; }
+	@test -n "$(MODEL)" || { echo 'usage: make build-engine MODEL=<hub id or folder> [NAME=…] [TASK=classify|generate] [PRECISION=fp32|bf16|int8|int4] [ARGS="…"]' >&2; exit 2; }
 	$(BIN)/enginehouse build --model "$(MODEL)" $(if $(NAME),--name "$(NAME)") $(if $(TASK),--task "$(TASK)") $(if $(PRECISION),--precision "$(PRECISION)") $(ARGS)
 
 loadtest: install ## Load-test a running server (ARGS="--concurrency 32 --duration 10")

@@ -16,12 +16,16 @@ if TYPE_CHECKING:
 __all__ = ["build", "demo"]
 
 F = TypeVar("F", bound=Callable[..., object])
-PrecisionName = Literal["fp32", "bf16", "int8"]
+PrecisionName = Literal["fp32", "bf16", "int8", "int4"]
+CacheName = Literal["fp32", "bf16", "u8"]
+TaskName = Literal["classify", "generate"]
 
 _COUNT = click.IntRange(min=1)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _FILE = click.Path(dir_okay=False, path_type=Path)
-_PRECISION = click.Choice(["fp32", "bf16", "int8"])
+_PRECISION = click.Choice(["fp32", "bf16", "int8", "int4"])
+_CACHE_PRECISION = click.Choice(["fp32", "bf16", "u8"])
+_TASK = click.Choice(["classify", "generate"])
 
 
 def _option(
@@ -64,7 +68,12 @@ def _common(command: F) -> F:
             "ENGINEHOUSE_CACHE",
         ),
         _option("--repository", "Folder to publish into.", _FOLDER, Path("repository")),
-        _option("--precision", "Arithmetic of the engine.", _PRECISION, "fp32"),
+        _option(
+            "--precision",
+            "Arithmetic of the engine; of a decoder in int8 or int4, its weights alone.",
+            _PRECISION,
+            "fp32",
+        ),
     ):
         command = option(command)
     return command
@@ -79,14 +88,42 @@ def _common(command: F) -> F:
     show_envvar=True,
 )
 @_option("--name", "Name to serve it under.  [default: from the model]")
-@_option("--task", "What it does.  [default: from the model]", click.Choice(["classify"]))
+@_option("--task", "What it does.  [default: from the model]", _TASK)
 @_option("--revision", "Branch, tag or commit on the hub.  [default: its default branch]")
-@_option("--max-tokens", "Longest text, tokens.  [default: the model's limit, at most 512]", _COUNT)
-@_option("--max-batch", "Most texts in one batch.", _COUNT, 32)
+@_option("--adapter", "Folder of a LoRA adapter, in peft's form, to merge into the model.", _FOLDER)
+@_option(
+    "--cache-precision",
+    "A decoder's cached keys and values.  [default: fp32 with --precision fp32, else u8]",
+    _CACHE_PRECISION,
+)
+@_option(
+    "--max-tokens",
+    "Longest text, tokens; of a decoder, prompt and answer together.  [default: the model's "
+    "limit, at most 512, or 4096 of a decoder]",
+    _COUNT,
+)
+@click.option(
+    "--max-batch",
+    "--slots",
+    "max_batch",
+    help="Most texts in one batch; of a decoder, most sequences at once.",
+    type=_COUNT,
+    default=32,
+    show_default=True,
+    envvar="ENGINEHOUSE_MAX_BATCH",
+    show_envvar=True,
+)
 @_option(
     "--max-batch-tokens",
-    "Most texts times padded length in one batch, tokens.  [default: --max-tokens, at least 1024]",
+    "Most texts times padded length in one batch, tokens; of a decoder, most new tokens in one "
+    "step.  [default: --max-tokens, at least 1024; of a decoder 512]",
     _COUNT,
+)
+@_option(
+    "--certify-minutes",
+    "How long a decoder's original may answer more prompts than its certificate needs.",
+    click.FloatRange(min=0),
+    2.0,
 )
 @_option(
     "--samples",
@@ -99,11 +136,14 @@ def _common(command: F) -> F:
 def build(  # noqa: PLR0913, PLR0917 - click passes every option by name
     model: str,
     name: str | None,
-    task: Literal["classify"] | None,
+    task: TaskName | None,
     revision: str | None,
+    adapter: Path | None,
+    cache_precision: CacheName | None,
     max_tokens: int | None,
     max_batch: int,
     max_batch_tokens: int | None,
+    certify_minutes: float,
     samples: Path | None,
     trust_remote_code: bool,
     precision: PrecisionName,
@@ -129,10 +169,13 @@ def build(  # noqa: PLR0913, PLR0917 - click passes every option by name
                 name=name,
                 task=task,
                 revision=revision,
+                adapter=adapter,
                 precision=precision,
+                cache_precision=cache_precision,
                 max_tokens=max_tokens,
                 max_batch=max_batch,
                 max_batch_tokens=max_batch_tokens,
+                certify_minutes=certify_minutes,
                 samples=samples,
                 trust_remote_code=trust_remote_code,
                 num_threads=threads,

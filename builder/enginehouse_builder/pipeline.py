@@ -1,48 +1,36 @@
 """A build: the chain of stages from a model to a published version.
 
-    resolve ▶ export ▶ quantize ▶ certify ▶ measure ▶ publish
+    resolve ▶ merge an adapter ▶ export ▶ quantize ▶ certify ▶ measure ▶ publish
 
-For OpenVINO on a CPU nothing is compiled ahead: it reads ONNX and compiles at load.
+For OpenVINO on a CPU nothing is compiled ahead: it reads ONNX and compiles at load. What happens
+between resolving and publishing is the task's own affair.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 from enginehouse_server.engine.openvino.device import OpenVinoDevice, describe_device
 from enginehouse_server.engine.threads import available_threads
-from enginehouse_server.text import Encoding, Tokenizer
 
-from .buckets import default_buckets
 from .cache import Cache
-from .certify import Certified, Judged
 from .display import Display
-from .engine_file import EngineFile
 from .errors import SpecError
-from .export import ExportedClassifier
-from .manifest import Bucket, File, Limits, Manifest, StageTime
+from .manifest import File, Manifest, StageTime
 from .publish import Published, check_repository, publish
 from .resolve import Resolved, resolve
-from .samples import Samples, read_samples, samples_for
-from .spec import BuildSpec
-from .stages import (
-    MODEL_FILE,
-    Context,
-    Graph,
-    Latencies,
-    Result,
-    run_certify,
-    run_export,
-    run_measure,
-    run_padding,
-    run_quantize,
-    run_reference,
-)
+from .samples import Samples, read_samples
+from .spec import BuildSpec, Task
+from .stages import Context, run_merge
+from .tasks import Building, build_classifier, build_decoder
+from .tasks.classify import check_classifier, classifier_limits
+from .tasks.generate import decoder_limits
 from .version_files import Parts, items_of, manifest_of
 
-__all__ = ["build", "check", "limits_for"]
+__all__ = ["build", "check"]
 
-_MIN_BATCH_TOKENS = 1024  # for a server with more threads; what one warms up is its own choice
+_BUILD = {"classify": build_classifier, "generate": build_decoder}
+_LIMITS = {"classify": classifier_limits, "generate": decoder_limits}
 
 
 def build(spec: BuildSpec, display: Display) -> Published:
@@ -55,22 +43,12 @@ def build(spec: BuildSpec, display: Display) -> Published:
     check(spec, device)
     samples = read_samples(spec.samples)
     check_repository(spec.repository)
-    return _Build(spec, display, device, samples).run()
-
-
-def limits_for(spec: BuildSpec, max_tokens: int) -> Limits:
-    """The limits of a build whose rows have at most `max_tokens`.
-
-    Raises:
-        SpecError: Not even one longest row would fit into a batch.
-    """
-    max_batch_tokens = spec.max_batch_tokens or max(max_tokens, _MIN_BATCH_TOKENS)
-    if max_batch_tokens < max_tokens:
-        raise SpecError(
-            f"--max-batch-tokens is {max_batch_tokens}, but one row of --max-tokens "
-            f"{max_tokens} must fit: raise the first or lower the second"
-        )
-    return Limits(max_tokens, spec.max_batch, max_batch_tokens)
+    times: list[StageTime] = []
+    resolved = _resolve(spec, display, times)
+    building = Building(_context(spec, resolved, samples, device), display, times)
+    if resolved.adapter is not None:
+        building.context = _merged(building)
+    return _publish(building, _BUILD[resolved.task](building))
 
 
 def check(spec: BuildSpec, device: OpenVinoDevice) -> None:
@@ -88,174 +66,73 @@ def check(spec: BuildSpec, device: OpenVinoDevice) -> None:
     for option, number in numbers.items():
         if number is not None and number < 1:
             raise SpecError(f"{option} is {number}, but must be at least 1")
-    if spec.max_tokens is not None:
-        limits_for(spec, spec.max_tokens)
-    if spec.precision == "bf16" and not device.has_bf16:
+    if not spec.certify_minutes >= 0:
+        raise SpecError(f"--certify-minutes is {spec.certify_minutes}, but must be at least 0")
+    if spec.task is not None:
+        _check_task(spec, spec.task)
+    if "bf16" in (spec.precision, spec.cache_precision) and not device.has_bf16:
         raise SpecError(
             f"this processor ({device.name}) does not compute in bf16: use --precision fp32 or int8"
         )
 
 
-class _Build:
-    """A build under way: what it is made with, and how long its stages took."""
+def _check_task(spec: BuildSpec, task: Task) -> None:
+    if task == "classify":
+        check_classifier(spec)
+    if task == "generate" or spec.max_tokens is not None:
+        _LIMITS[task](spec, spec.max_tokens or 1)
 
-    def __init__(
-        self, spec: BuildSpec, display: Display, device: OpenVinoDevice, samples: Samples
-    ) -> None:
-        self._spec = spec
-        self._display = display
-        self._device = device
-        self._samples = samples
-        self._times: list[StageTime] = []
 
-    def run(self) -> Published:
-        """Runs all stages."""
-        context = self._context(self._resolve())
-        exported = self._export(context)
-        value = exported.value
-        limits = limits_for(self._spec, value.max_tokens)
-        texts = samples_for(self._samples, accepts_pairs=value.classify.accepts_pairs)
-        tokenizer = Tokenizer(exported.folder / "tokenizer" / "tokenizer.json", limits.max_tokens)
-        rows = tokenizer.encode(texts, truncate=True)
-        canonical = _canonical(exported, limits, context.num_threads)
-        graph = self._graph(context, exported, canonical, rows)
-        with self._display.stage("certify") as stage:
-            reference = run_reference(context, texts, limits.max_tokens, stage.report)
-            stage.report("comparing alone and padded answers")
-            judged = Judged("fp32", value.classify, limits)
-            padding = run_padding(context, canonical, judged, rows)
-            task = replace(
-                value.classify,
-                padding="invariant" if padding.value.is_invariant else "equal_length",
-            )
-            stage.report(f"running the engine on {len(rows)} samples, alone and in batches")
-            judged = Judged(self._spec.precision, task, limits)
-            certified = run_certify(context, graph, judged, rows, reference)
-            self._took("certify", reference, padding, certified)
-            stage.result = _verdict(certified.value, judged) + certified.note
-        latencies = self._measure(context, graph, default_buckets(limits, task))
-        return self._publish(
-            Parts(
-                resolved=context.resolved,
-                exported=exported,
-                task=task,
-                limits=limits,
-                graph=graph,
-                reference=reference,
-                certified=certified.value,
-                latency=latencies.value.by_shape,
-            )
+def _resolve(spec: BuildSpec, display: Display, times: list[StageTime]) -> Resolved:
+    started = time.perf_counter()
+    with display.stage("resolve") as stage:
+        resolved = resolve(spec, stage.report)
+        _check_task(spec, resolved.task)
+        revision = f" at {resolved.source.revision[:12]}" if resolved.source.revision else ""
+        stage.result = (
+            f"{resolved.source.id}{revision}, {resolved.source.architecture}, "
+            f"to serve as {resolved.name!r}"
         )
+    times.append(StageTime("resolve", time.perf_counter() - started))
+    return resolved
 
-    def _resolve(self) -> Resolved:
+
+def _context(
+    spec: BuildSpec, resolved: Resolved, samples: Samples, device: OpenVinoDevice
+) -> Context:
+    return Context(
+        spec=spec,
+        cache=Cache(spec.cache),
+        resolved=resolved,
+        samples=samples,
+        device=device,
+        num_threads=spec.num_threads or available_threads(),
+    )
+
+
+def _merged(building: Building) -> Context:
+    """The context with the merged checkpoint for the original."""
+    context = building.context
+    adapter = context.resolved.adapter
+    assert adapter is not None
+    with building.stage("merge") as stage:
+        merged = run_merge(context, adapter, stage.report)
+        building.took("merge", merged)
+        stage.result = f"{adapter.name} into {merged.value.num_weights} weights{merged.note}"
+    return replace(context, resolved=replace(context.resolved, folder=merged.folder))
+
+
+def _publish(building: Building, parts: Parts) -> Published:
+    with building.stage("publish") as stage:
         started = time.perf_counter()
-        with self._display.stage("resolve") as stage:
-            resolved = resolve(self._spec, stage.report)
-            revision = f" at {resolved.source.revision[:12]}" if resolved.source.revision else ""
-            stage.result = (
-                f"{resolved.source.id}{revision}, {resolved.source.architecture}, "
-                f"to serve as {resolved.name!r}"
-            )
-        self._times.append(StageTime("resolve", time.perf_counter() - started))
-        return resolved
 
-    def _context(self, resolved: Resolved) -> Context:
-        return Context(
-            spec=self._spec,
-            cache=Cache(self._spec.cache),
-            resolved=resolved,
-            samples=self._samples,
-            device=self._device,
-            num_threads=self._spec.num_threads or available_threads(),
+        def manifest(version: int, files: Mapping[str, File]) -> Manifest:
+            seconds = round(time.perf_counter() - started, 3)
+            times = (*building.times, StageTime("publish", seconds))
+            return manifest_of(parts, version, files, times)
+
+        published = publish(
+            building.context.spec.repository, parts.resolved.name, items_of(parts), manifest
         )
-
-    def _export(self, context: Context) -> Result[ExportedClassifier]:
-        with self._display.stage("export") as stage:
-            exported = run_export(context, stage.report)
-            self._took("export", exported)
-            labels = len(exported.value.classify.labels)
-            stage.result = (
-                f"{labels} labels, rows of up to {exported.value.max_tokens} tokens{exported.note}"
-            )
-        return exported
-
-    def _graph(
-        self,
-        context: Context,
-        exported: Result[ExportedClassifier],
-        canonical: Graph,
-        rows: Sequence[Encoding],
-    ) -> Graph:
-        """The graph of the precision asked for: the canonical one, or its int8 form."""
-        file = replace(canonical.file, precision=self._spec.precision)
-        if self._spec.precision != "int8":
-            return Graph(file, canonical.key)
-        with self._display.stage("quantize") as stage:
-            quantized = run_quantize(context, exported, rows, stage.report)
-            self._took("quantize", quantized)
-            found = quantized.value
-            stage.result = f"{found.num_int8} layers in int8"
-            if found.num_fp32:
-                stage.result += f", {found.num_fp32} that would lose too much in fp32"
-            stage.result += quantized.note
-        return Graph(replace(file, model=quantized.folder / MODEL_FILE), quantized.key)
-
-    def _measure(
-        self, context: Context, graph: Graph, buckets: Sequence[Bucket]
-    ) -> Result[Latencies]:
-        with self._display.stage("measure") as stage:
-            num_shapes = sum(len(bucket.batches) for bucket in buckets)
-            stage.report(f"timing up to {num_shapes} shapes on {context.num_threads} threads")
-            latencies = run_measure(context, graph, buckets)
-            self._took("measure", latencies)
-            times = latencies.value.by_shape
-            one = times[0]
-            stage.result = (
-                f"{len(times)} of {num_shapes} shapes; {one.median_ms:.2f} ms for "
-                f"{one.batch} x {one.length} tokens{latencies.note}"
-            )
-        return latencies
-
-    def _publish(self, parts: Parts) -> Published:
-        with self._display.stage("publish") as stage:
-            started = time.perf_counter()
-
-            def manifest(version: int, files: Mapping[str, File]) -> Manifest:
-                seconds = round(time.perf_counter() - started, 3)
-                times = (*self._times, StageTime("publish", seconds))
-                return manifest_of(parts, version, files, times)
-
-            items = items_of(parts)
-            published = publish(self._spec.repository, parts.resolved.name, items, manifest)
-            stage.result = str(published.folder)
-        return published
-
-    def _took(self, stage: str, *results: Result[object]) -> None:
-        self._times.append(StageTime(stage, round(sum(r.seconds for r in results), 3)))
-
-
-def _canonical(exported: Result[ExportedClassifier], limits: Limits, num_threads: int) -> Graph:
-    file = EngineFile(
-        model=exported.folder / MODEL_FILE,
-        precision="fp32",
-        inputs=tuple(tensor.name for tensor in exported.value.inputs),
-        pad_id=exported.value.pad_id,
-        max_batch_tokens=limits.max_batch_tokens,
-        num_threads=num_threads,
-    )
-    return Graph(file, exported.key)
-
-
-def _verdict(certified: Certified, judged: Judged) -> str:
-    certificate = certified.certificate
-    verdict = (
-        f"{certificate.num_samples} samples: logits within {certificate.max_abs_error:.2g} "
-        f"of the original's (largest {certificate.scale:.3g})"
-    )
-    if certificate.top1_agreement is not None and certified.clear_agreement is not None:
-        verdict += f", {certificate.top1_agreement:.1%} decided alike"
-        if certified.clear_agreement > certificate.top1_agreement:
-            verdict += f" ({certified.clear_agreement:.1%} without near ties)"
-    if judged.task.padding == "equal_length":
-        verdict += "; padding changes its answers, so only equal lengths will share a batch"
-    return verdict
+        stage.result = str(published.folder)
+    return published

@@ -4,27 +4,57 @@ Weights are read from safetensors alone: a pickle runs whatever code its author 
 model's own Python code is left alone too unless the build allows it.
 """
 
+import hashlib
 import json
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import transformers
 from transformers import PretrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+)
 
+from .adapter import Adapter, read_adapter
 from .errors import ResolveError, SpecError, UnsupportedModelError
 from .hub import fetch
 from .manifest import NAME_PATTERN, Source
+from .memory import check_memory
 from .spec import BuildSpec, Task
-from .weights import weights_sha256
+from .weights import num_weights, weights_sha256
 
 __all__ = ["Resolved", "resolve"]
 
-_CLASSIFIER = "ForSequenceClassification"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "*.model")
+
+
+class _Kind(NamedTuple):
+    """What transformers calls the models of a task."""
+
+    suffix: str
+    noun: str
+    auto_class: str
+    classes: Mapping[str, object]  # by type of model
+
+
+_KINDS: Mapping[Task, _Kind] = {
+    "classify": _Kind(
+        "ForSequenceClassification",
+        "sequence classifier",
+        "AutoModelForSequenceClassification",
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    ),
+    "generate": _Kind(
+        "ForCausalLM",
+        "causal language model",
+        "AutoModelForCausalLM",
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +67,7 @@ class Resolved:
         config: Its configuration.
         task: What it is built for.
         name: Name that it is served under.
+        adapter: What is yet to be merged into the weights.
     """
 
     folder: Path
@@ -44,21 +75,23 @@ class Resolved:
     config: PretrainedConfig
     task: Task
     name: str
+    adapter: Adapter | None = None
 
 
 def resolve(spec: BuildSpec, report: Callable[[str], None]) -> Resolved:
     """Finds the model, fetching it from the hub if it is not a folder.
 
     Args:
-        spec: Of it, model, revision, name, task and trust_remote_code are read.
+        spec: Of it, model, revision, name, task, adapter and trust_remote_code are read.
         report: Is told what goes on.
 
     Raises:
-        SpecError: The name or the task cannot be meant.
+        SpecError: The name or the task cannot be meant, or the model is too large for the memory.
         ResolveError: The model cannot be found, fetched or trusted.
         UnsupportedModelError: It is of a kind that cannot be converted.
     """
     name = _name(spec)
+    adapter = None if spec.adapter is None else read_adapter(spec.adapter)
     if _is_folder(spec.model):
         folder, origin, revision = _folder(spec), Path(spec.model).resolve().name, ""
     else:
@@ -67,11 +100,24 @@ def resolve(spec: BuildSpec, report: Callable[[str], None]) -> Resolved:
         folder, origin, revision = snapshot.folder, spec.model, snapshot.commit
     config = _config(folder, spec)
     task = spec.task or _task(config, spec)
-    architecture = _architecture(config, spec)
+    architecture = _architecture(config, spec, task)
     _check_tokenizer_files(folder, spec)
+    check_memory(num_weights(folder, spec.model), spec.model)
     report("hashing the weights")
     source = Source(origin, revision, weights_sha256(folder, spec.model), architecture)
-    return Resolved(folder, source, config, task, name)
+    if adapter is not None:
+        source = _with_adapter(source, adapter)
+    return Resolved(folder, source, config, task, name, adapter)
+
+
+def _with_adapter(source: Source, adapter: Adapter) -> Source:
+    r"""The source of merged weights: SHA-256 over `weights <base's>\nadapter <adapter's>\n`."""
+    listing = f"weights {source.sha256}\nadapter {adapter.sha256}\n"
+    return replace(
+        source,
+        id=f"{source.id} + {adapter.name}",
+        sha256=hashlib.sha256(listing.encode()).hexdigest(),
+    )
 
 
 def _is_folder(model: str) -> bool:
@@ -157,24 +203,33 @@ def _read_config(folder: Path, spec: BuildSpec) -> dict[str, object]:
 
 def _task(config: PretrainedConfig, spec: BuildSpec) -> Task:
     named = config.architectures or []
-    if any(architecture.endswith(_CLASSIFIER) for architecture in named):
-        return "classify"
-    found = ", ".join(named) or "no architecture"
+    found = {task for task in _KINDS for name in named if _is_of(task, name)}
+    if len(found) == 1:
+        return found.pop()
+    names = ", ".join(named) or "no architecture"
+    if found:
+        raise SpecError(f"{spec.model} can do more than one thing ({names}): choose with --task")
+    kinds = " and ".join(f"…{kind.suffix}" for kind in _KINDS.values())
     raise SpecError(
-        f"what {spec.model} does is not known: its config.json names {found}, and only "
-        f"…{_CLASSIFIER} can be built. If it holds a trained classification head all the same, "
-        "say --task classify"
+        f"what {spec.model} does is not known: its config.json names {names}, and only "
+        f"{kinds} can be built. If it holds a trained head all the same, say so with --task"
     )
 
 
-def _architecture(config: PretrainedConfig, spec: BuildSpec) -> str:
-    """The classifier's class, from the configuration or from transformers."""
+def _is_of(task: Task, architecture: str) -> bool:
+    kind = _KINDS[task]
+    return architecture.endswith(kind.suffix) or architecture in kind.classes.values()
+
+
+def _architecture(config: PretrainedConfig, spec: BuildSpec, task: Task) -> str:
+    """The model's class, from the configuration or from transformers."""
+    kind = _KINDS[task]
     own_code = (getattr(config, "auto_map", None) or {}) if spec.trust_remote_code else {}
-    built_in = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.get(config.model_type)
-    remote = own_code.get("AutoModelForSequenceClassification")
+    built_in = kind.classes.get(config.model_type)
+    remote = own_code.get(kind.auto_class)
     if remote is None and built_in is None:
         raise UnsupportedModelError(
-            f"transformers has no sequence classifier for models of type {config.model_type!r}"
+            f"transformers has no {kind.noun} for models of type {config.model_type!r}"
         )
     return str(remote).rsplit(".", maxsplit=1)[-1] if remote else str(built_in)
 

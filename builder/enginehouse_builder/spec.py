@@ -5,6 +5,9 @@ from pathlib import Path
 from typing import Literal
 
 from enginehouse_server.engine.base import Precision
+from enginehouse_server.engine.decoder import CachePrecision, DecoderPrecision
+
+from .errors import SpecError
 
 __all__ = ["BuildSpec", "Task"]
 
@@ -22,10 +25,16 @@ class BuildSpec:
         name: Name as served; None derives it from `model`.
         task: None finds it from the model's configuration.
         revision: Branch, tag or commit on the hub; None is the default branch.
-        precision: Arithmetic of the engine.
-        max_tokens: Longest row; None is the model's own limit, at most 512.
-        max_batch: Most rows of a batch.
-        max_batch_tokens: Most rows * padded length of a batch; None derives it from max_tokens.
+        adapter: Folder of a LoRA adapter that is merged into the model; None for none.
+        precision: Arithmetic of the engine, or of its weights where those are narrower.
+        cache_precision: Of a decoder's cached keys and values; None is fp32 for fp32, else u8.
+        max_tokens: Longest row; of a decoder, prompt and answer together. None is the model's own
+            limit, at most 512 for a classifier and 4096 for a decoder.
+        max_batch: Most rows of a batch; of a decoder, most sequences at once.
+        max_batch_tokens: Most rows * padded length of a batch; of a decoder, most new tokens of a
+            step. None derives it from the other limits.
+        certify_minutes: How long the original of a decoder may go on answering prompts, once it
+            has answered as many as a certificate needs.
         samples: File of one text a line for certificate and calibration; None is the shipped one.
         trust_remote_code: Whether the model's own Python code may run here.
         num_threads: Processor threads to measure with; None is what this process may use.
@@ -37,10 +46,29 @@ class BuildSpec:
     name: str | None = None
     task: Task | None = None
     revision: str | None = None
-    precision: Precision = "fp32"
+    adapter: Path | None = None
+    precision: DecoderPrecision = "fp32"
+    cache_precision: CachePrecision | None = None
     max_tokens: int | None = None
     max_batch: int = 32
     max_batch_tokens: int | None = None
+    certify_minutes: float = 2.0
     samples: Path | None = None
     trust_remote_code: bool = False
     num_threads: int | None = None
+
+    @property
+    def encoder_precision(self) -> Precision:
+        """Precision of a classifier's engine.
+
+        Raises:
+            SpecError: No classifier is built in the precision asked for.
+        """
+        if self.precision == "int4":
+            raise SpecError("--precision int4 is for decoders: use fp32, bf16 or int8")
+        return self.precision
+
+    @property
+    def decoder_cache_precision(self) -> CachePrecision:
+        """Of a decoder's cached keys and values."""
+        return self.cache_precision or ("fp32" if self.precision == "fp32" else "u8")

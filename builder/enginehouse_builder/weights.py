@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from math import prod
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -9,10 +10,11 @@ from safetensors import SafetensorError, safe_open
 from .errors import ResolveError
 from .manifest import sha256_of
 
-__all__ = ["weight_files", "weights_sha256"]
+__all__ = ["INDEX_FILE", "num_weights", "weight_files", "weights_sha256"]
+
+INDEX_FILE = "model.safetensors.index.json"
 
 _SINGLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -27,7 +29,7 @@ def weights_sha256(folder: Path, model: str) -> str:
     """
     lines = []
     for file in weight_files(folder, model):
-        _check_whole(file, model)
+        _num_weights_of(file, model)  # whole
         lines.append(f"{file.name} {sha256_of(file)}\n")
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
@@ -44,44 +46,57 @@ def weight_files(folder: Path, model: str) -> list[Path]:
     """
     if (folder / _SINGLE).is_file():
         return [folder / _SINGLE]
-    if (folder / _INDEX).is_file():
-        files = [folder / name for name in sorted(_shards(folder / _INDEX, model))]
+    if (folder / INDEX_FILE).is_file():
+        files = [folder / name for name in sorted(_shards(folder / INDEX_FILE, model))]
         missing = [file.name for file in files if not file.is_file()]
         if missing:
-            raise ResolveError(f"{model}: {_INDEX} names {missing[0]}, which is not there")
+            raise ResolveError(f"{model}: {INDEX_FILE} names {missing[0]}, which is not there")
         return files
     raise ResolveError(_no_weights(folder, model))
+
+
+def num_weights(folder: Path, model: str) -> int:
+    """How many numbers a checkpoint holds, from the headers of its files.
+
+    Raises:
+        ResolveError: As `weight_files`, or a file is cut short or damaged.
+    """
+    return sum(_num_weights_of(file, model) for file in weight_files(folder, model))
 
 
 def _shards(index: Path, model: str) -> set[str]:
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ResolveError(f"{model}: {_INDEX} cannot be read: {error!r}") from error
+        raise ResolveError(f"{model}: {INDEX_FILE} cannot be read: {error!r}") from error
     outside = [name for name in names if not isinstance(name, str) or Path(name).name != name]
     if outside:
-        raise ResolveError(f"{model}: {_INDEX} names {outside[0]!r}, which is no file beside it")
+        raise ResolveError(
+            f"{model}: {INDEX_FILE} names {outside[0]!r}, which is no file beside it"
+        )
     return names
 
 
-def _check_whole(file: Path, model: str) -> None:
+def _num_weights_of(file: Path, model: str) -> int:
+    """Numbers in a file that is whole."""
     try:
         with safe_open(file, framework="numpy") as tensors:
-            num_tensors = len(tensors.keys())
+            shapes = [tensors.get_slice(name).get_shape() for name in list(tensors.keys())]
     except (SafetensorError, OSError) as error:
         raise ResolveError(
             f"{model}: {file.name} ({file.stat().st_size} bytes) is damaged or cut short: {error}. "
             "Fetch or save it again"
         ) from error
-    if num_tensors == 0:
+    if not shapes:
         raise ResolveError(f"{model}: {file.name} holds no tensors")
+    return sum(int(prod(shape)) for shape in shapes)
 
 
 def _no_weights(folder: Path, model: str) -> str:
     if (folder / "adapter_config.json").is_file():
         return (
-            f"{model} holds an adapter, not a model: merge it into its base model (peft: "
-            "merge_and_unload), save that and build it"
+            f"{model} holds an adapter, not a model: give its base model with --model, and this "
+            "folder with --adapter"
         )
     pickles = sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern))
     if pickles:

@@ -17,9 +17,10 @@ from enginehouse_builder.engine_file import EngineFile, opened
 from enginehouse_builder.errors import CertificateError, PublishError, SpecError
 from enginehouse_builder.inspect.verify import faults_of
 from enginehouse_builder.manifest import Manifest, read_manifest
-from enginehouse_builder.pipeline import build, limits_for
+from enginehouse_builder.pipeline import build
 from enginehouse_builder.publish import Published
 from enginehouse_builder.spec import BuildSpec
+from enginehouse_builder.tasks.classify import classifier_limits
 from enginehouse_server.engine.base import Shape
 from enginehouse_server.text import TextInput, Tokenizer
 from tests.builder.conftest import MODEL, Built
@@ -203,6 +204,6 @@ def test_what_cannot_be_is_refused_before_anything_slow(
 
 
 def test_the_batch_limit_follows_the_longest_row(spec: BuildSpec) -> None:
-    assert limits_for(spec, 100).max_batch_tokens == 1024
-    assert limits_for(spec, 4000).max_batch_tokens == 4000
-    assert limits_for(replace(spec, max_batch_tokens=300), 100).max_batch_tokens == 300
+    assert classifier_limits(spec, 100).max_batch_tokens == 1024
+    assert classifier_limits(spec, 4000).max_batch_tokens == 4000
+    assert classifier_limits(replace(spec, max_batch_tokens=300), 100).max_batch_tokens == 300

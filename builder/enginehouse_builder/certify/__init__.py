@@ -2,24 +2,44 @@
 
 from .answers import answer_alone, answer_batches, equal_length_batches, mixed_batches
 from .certify import Certified, Judged, certify
+from .continuations import (
+    NUM_TOP,
+    Continuation,
+    ContinuationFile,
+    read_continuations,
+    write_continuations,
+)
 from .padding import PaddingCheck, check_padding
+from .prompts import MIN_PROMPTS, Prompt, choose_prompts
 from .reference_file import ReferenceAnswer, ReferenceFile, read_reference, write_reference
+from .tokens import CertifiedDecoder, JudgedDecoder, certify_decoder
 from .tolerance import TOLERANCES, Tolerance
 
 __all__ = [
+    "MIN_PROMPTS",
+    "NUM_TOP",
     "TOLERANCES",
     "Certified",
+    "CertifiedDecoder",
+    "Continuation",
+    "ContinuationFile",
     "Judged",
+    "JudgedDecoder",
     "PaddingCheck",
+    "Prompt",
     "ReferenceAnswer",
     "ReferenceFile",
     "Tolerance",
     "answer_alone",
     "answer_batches",
     "certify",
+    "certify_decoder",
     "check_padding",
+    "choose_prompts",
     "equal_length_batches",
     "mixed_batches",
+    "read_continuations",
     "read_reference",
+    "write_continuations",
     "write_reference",
 ]

@@ -3,8 +3,9 @@
 from typing import NamedTuple
 
 from enginehouse_server.engine.base import Precision
+from enginehouse_server.engine.decoder import CachePrecision, DecoderPrecision
 
-__all__ = ["NEAR_TIE", "TOLERANCES", "Tolerance"]
+__all__ = ["NEAR_TIE", "TOKEN_TIE", "TOLERANCES", "TokenTolerance", "Tolerance", "token_tolerance"]
 
 # Share of the largest logit. Labels closer than that in the original are no decision to keep: on
 # texts that fit no label, the best two are often as close, and any rounding turns them over.
@@ -33,3 +34,63 @@ TOLERANCES: dict[Precision, Tolerance] = {
     # outlier channel or a text unlike all samples gives 0.5 and more.
     "int8": Tolerance(0.25, 0.95),
 }
+
+# Share of the largest logit. Two tokens of the original that are closer are tied: another order of
+# summation, which is all that a correct engine does otherwise in fp32, may turn them over.
+TOKEN_TIE = 1e-4
+
+
+class TokenTolerance(NamedTuple):
+    """What a decoder must keep. Differences of logits are by the reference's largest.
+
+    Attributes:
+        error: Greatest error of a logit.
+        near: Tokens closer than that in the reference are no decision to keep.
+        mixing: How far a token chosen beside other sequences may be behind the one chosen alone.
+        agreement: Least share of clear decisions that stay, given the reference's own text.
+        kl: Greatest mean divergence of the next token's distribution, nats.
+        perplexity: Greatest ratio of the perplexity to the reference's.
+        is_exact: Whether every greedy token must be the reference's, ties aside.
+    """
+
+    error: float
+    near: float
+    mixing: float
+    agreement: float
+    kl: float
+    perplexity: float
+    is_exact: bool
+
+
+_TOKEN_TOLERANCES: dict[DecoderPrecision, TokenTolerance] = {
+    # 1e-6 measured in two layers, and it grows with depth; a wrong window or position gives 0.1.
+    "fp32": TokenTolerance(1e-4, 1e-4, 1e-4, 1.0, 1e-4, 1.001, True),
+    # 0.01 to 0.04 measured of an error, 3e-4 nats; steps of another size round otherwise: 0.015.
+    "bf16": TokenTolerance(0.1, 0.05, 0.05, 0.97, 0.02, 1.03, False),
+    # 0.02 to 0.08 measured of an error, 7e-4 nats.
+    "int8": TokenTolerance(0.15, 0.05, 0.02, 0.95, 0.05, 1.05, False),
+    # Random weights, which have no structure to keep, lose most: an error of 0.6, 0.02 nats, 86 %
+    # of the clear decisions kept. What damages a text shows in divergence and perplexity.
+    "int4": TokenTolerance(1.0, 0.05, 0.02, 0.8, 0.3, 1.3, False),
+}
+_OF_CACHE: dict[CachePrecision, TokenTolerance] = {
+    "fp32": _TOKEN_TOLERANCES["fp32"],
+    "bf16": _TOKEN_TOLERANCES["bf16"],
+    # 0.03 measured of an error. What is rounded in the cache depends on how a prompt was cut into
+    # steps: tokens of the same step are not read from there.
+    "u8": TokenTolerance(0.1, 0.05, 0.06, 0.97, 0.02, 1.03, False),
+}
+
+
+def token_tolerance(precision: DecoderPrecision, cache: CachePrecision) -> TokenTolerance:
+    """What a decoder of that precision, with a cache of that, must keep."""
+    weights, kept = _TOKEN_TOLERANCES[precision], _OF_CACHE[cache]
+    return TokenTolerance(
+        error=max(weights.error, kept.error),
+        near=max(weights.near, kept.near),
+        mixing=max(weights.mixing, kept.mixing),
+        agreement=min(weights.agreement, kept.agreement),
+        kl=max(weights.kl, kept.kl),
+        perplexity=max(weights.perplexity, kept.perplexity),
+        is_exact=weights.is_exact and kept.is_exact,
+    )

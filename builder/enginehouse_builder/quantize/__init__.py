@@ -1,5 +1,13 @@
-"""The canonical graph to int8: explicit Q/DQ, calibrated on sample texts."""
+"""The canonical graph in fewer bits: a classifier's, calibrated, or a decoder's weights alone."""
 
 from .int8 import Calibration, Quantized, quantize
+from .weights import QuantizedWeights, WeightPrecision, quantize_weights
 
-__all__ = ["Calibration", "Quantized", "quantize"]
+__all__ = [
+    "Calibration",
+    "Quantized",
+    "QuantizedWeights",
+    "WeightPrecision",
+    "quantize",
+    "quantize_weights",
+]

@@ -12,13 +12,11 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from .data_file import DataFile
 from .layers import Group, Layer, weight_of
 from .scales import Scales, quantize_matrix
 
 __all__ = ["rewrite"]
-
-_INLINE_BYTES = 1024  # smaller tensors stay in the graph's own file
-_ALIGNMENT_BYTES = 64
 
 
 class _Added(NamedTuple):
@@ -124,24 +122,7 @@ def _keep_read(graph: onnx.GraphProto) -> None:
 
 
 def _write_data(graph: onnx.GraphProto, folder: Path, data: Path) -> None:
-    """Writes all tensors, also those that lie in `folder`, to the data file, aligned."""
-    with data.open("wb") as file:
+    """Writes all tensors, also those that lie in `folder`, to the data file."""
+    with DataFile(data) as file:
         for tensor in graph.initializer:
-            content = numpy_helper.to_array(tensor, str(folder)).tobytes()
-            _forget_data(tensor)
-            if len(content) < _INLINE_BYTES:
-                tensor.raw_data = content
-                continue
-            file.write(bytes(-file.tell() % _ALIGNMENT_BYTES))
-            where = {"location": data.name, "offset": file.tell(), "length": len(content)}
-            tensor.data_location = TensorProto.EXTERNAL
-            for key, value in where.items():
-                tensor.external_data.add(key=key, value=str(value))
-            file.write(content)
-
-
-def _forget_data(tensor: TensorProto) -> None:
-    for field in ("raw_data", "float_data", "int32_data", "int64_data", "double_data"):
-        tensor.ClearField(field)
-    tensor.ClearField("external_data")
-    tensor.ClearField("data_location")
+            file.put(tensor, numpy_helper.to_array(tensor, str(folder)).tobytes())

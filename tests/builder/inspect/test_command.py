@@ -7,7 +7,7 @@ from click.testing import CliRunner, Result
 
 from enginehouse_builder.inspect.command import inspect
 from enginehouse_builder.manifest import FILE_NAME
-from tests.builder.conftest import MODEL, Built
+from tests.builder.conftest import DECODER, MODEL, Built, BuiltDecoder
 
 
 def _inspect(*arguments: str | Path) -> Result:
@@ -32,6 +32,40 @@ def test_a_version_is_shown_with_its_proof(version: Path) -> None:
         "probe",
     ):
         assert text in found.stdout
+
+
+def test_a_decoder_is_shown_with_its_geometry_proof_and_times(built_decoder: BuiltDecoder) -> None:
+    found = _inspect(built_decoder("int8"))
+    assert found.exit_code == 0
+    for text in (
+        f"{DECODER} version",
+        "96 tokens a sequence, 4 sequences at once, 512 new tokens a step",
+        "2 layers: 4 heads of 8 on 2 of keys",
+        "cache in u8",
+        "greedy tokens are the original's",
+        "perplexity",
+        "goes on with",
+        "ms: prefill tokens of one prompt",
+        "ms: decode sequences, a token each",
+    ):
+        assert text in found.stdout
+    document = json.loads(_inspect(built_decoder("int8"), "--json").stdout)
+    [engine] = document["manifest"]["decoders"]
+    assert engine["step_times"]
+    assert engine["certificate"]["mean_kl"] > 0
+
+
+def test_a_repository_of_both_tasks_is_listed(
+    built: Built, built_decoder: BuiltDecoder, tmp_path: Path
+) -> None:
+    for name, folder in ((MODEL, built("fp32")), (DECODER, built_decoder("fp32"))):
+        shutil.copytree(folder, tmp_path / name / "1")
+    found = _inspect(tmp_path)
+    rows = [line.split() for line in found.stdout.splitlines()][1:]
+    assert [row[:5] for row in rows] == [
+        [MODEL, "1", "classify", "openvino", "fp32"],
+        [DECODER, "1", "generate", "openvino", "fp32"],
+    ]
 
 
 def test_a_model_shows_its_newest_version(version: Path) -> None:

@@ -1,21 +1,11 @@
-"""The stages between the original and its publication, each cached by what it depends on.
+"""The stages of a classifier, each cached by what it depends on."""
 
-A stage works in a folder of its own, from what earlier ones left in theirs, and its result lies
-there as JSON beside the files. Those that have to do with an engine depend on the device too.
-"""
-
-import hashlib
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
 
-from enginehouse_server.engine.openvino.device import OpenVinoDevice
-from enginehouse_server.text import Encoding, TextInput
-
-from .cache import Cache, code_digest, key_of, versions_of
-from .certify import (
+from enginehouse_builder.cache import code_digest, key_of, versions_of
+from enginehouse_builder.certify import (
     Certified,
     Judged,
     PaddingCheck,
@@ -25,24 +15,29 @@ from .certify import (
     check_padding,
     write_reference,
 )
-from .engine_file import EngineFile, opened
-from .export import ExportedClassifier, export_classifier
-from .manifest import Bucket, Latency, from_json, to_json
-from .measure import Budget, measure
-from .quantize import Calibration, Quantized, quantize
-from .reference import Reference
-from .resolve import Resolved
-from .samples import Samples
-from .spec import BuildSpec
+from enginehouse_builder.engine_file import EngineFile, opened
+from enginehouse_builder.export import ExportedClassifier, export_classifier
+from enginehouse_builder.manifest import Bucket, Latency, to_json
+from enginehouse_builder.measure import Budget, measure
+from enginehouse_builder.quantize import Calibration, Quantized, quantize
+from enginehouse_builder.reference import Reference
+from enginehouse_server.text import Encoding, TextInput
+
+from .context import (
+    BUILDER,
+    MODEL_FILE,
+    ORIGINAL_TOOLS,
+    REFERENCE_FILE,
+    RESULT_CODE,
+    SERVER,
+    Context,
+    Report,
+    Result,
+)
 
 __all__ = [
-    "MODEL_FILE",
-    "REFERENCE_FILE",
-    "Context",
     "Graph",
     "Latencies",
-    "Report",
-    "Result",
     "run_certify",
     "run_export",
     "run_measure",
@@ -51,82 +46,7 @@ __all__ = [
     "run_reference",
 ]
 
-T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
-Report = Callable[[str], None]
-
-MODEL_FILE = "model.onnx"
-REFERENCE_FILE = "reference.json"
-
-_RESULT_FILE = "result.json"
-_DESCRIPTIONS = ("*.json", "*.txt", "*.model", "*.jinja", "*.py")  # of the original, but weights
-_BUILDER, _SERVER = "enginehouse_builder", "enginehouse_server"
-_RESULT_CODE = (f"{_BUILDER}.manifest", __name__)
-_ENGINE_CODE = (f"{_SERVER}.engine", f"{_BUILDER}.engine_file", *_RESULT_CODE)
-_ORIGINAL_TOOLS = ("torch", "transformers", "tokenizers")
-
-
-@dataclass(frozen=True, slots=True)
-class Context:
-    """What every stage may use.
-
-    Attributes:
-        spec: What is asked for.
-        cache: Keeps results.
-        resolved: The original.
-        samples: Texts to calibrate and certify on.
-        device: What runs the engine.
-        num_threads: Processor threads.
-    """
-
-    spec: BuildSpec
-    cache: Cache
-    resolved: Resolved
-    samples: Samples
-    device: OpenVinoDevice
-    num_threads: int
-
-    def run(self, stage: str, key: str, kind: type[T], make: Callable[[Path], T]) -> "Result[T]":
-        """The stage's result, from the cache or made."""
-
-        def fill(folder: Path) -> None:
-            document = to_json(make(folder))
-            (folder / _RESULT_FILE).write_text(json.dumps(document), encoding="utf-8")
-
-        cached = self.cache.stage(stage, key, fill)
-        document = json.loads((cached.folder / _RESULT_FILE).read_text(encoding="utf-8"))
-        return Result(from_json(kind, document, stage), cached.folder, key, cached.seconds)
-
-    @property
-    def original(self) -> dict[str, object]:
-        """What the original depends on, for a key."""
-        return {
-            "weights": self.resolved.source.sha256,
-            "descriptions": _descriptions_sha256(self.resolved.folder),
-            "trust": self.spec.trust_remote_code,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Result(Generic[T_co]):
-    """What a stage gave.
-
-    Attributes:
-        value: Its result.
-        folder: Holds its files, read-only.
-        key: Names the result wherever it came from.
-        seconds: What it took now; 0 if it was there.
-    """
-
-    value: T_co
-    folder: Path
-    key: str
-    seconds: float
-
-    @property
-    def note(self) -> str:
-        """Said after the result where it took no time."""
-        return "" if self.seconds else " (cached)"
+_ENGINE_CODE = (f"{SERVER}.engine", f"{BUILDER}.engine_file", *RESULT_CODE, __name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +67,8 @@ class Latencies:
 def run_export(context: Context, report: Report) -> Result[ExportedClassifier]:
     """Writes the canonical graph and the tokenizer."""
     key = key_of(
-        code_digest([f"{_BUILDER}.export", *_RESULT_CODE]),
-        versions_of("onnx", "onnxscript", *_ORIGINAL_TOOLS),
+        code_digest([f"{BUILDER}.export", *RESULT_CODE, __name__]),
+        versions_of("onnx", "onnxscript", *ORIGINAL_TOOLS),
         task=context.resolved.task,
         max_tokens=context.spec.max_tokens,
         **context.original,
@@ -169,7 +89,7 @@ def run_quantize(
 ) -> Result[Quantized]:
     """Writes the int8 graph."""
     key = key_of(
-        code_digest([f"{_BUILDER}.quantize", *_ENGINE_CODE]),
+        code_digest([f"{BUILDER}.quantize", *_ENGINE_CODE]),
         versions_of("onnx", "numpy", "openvino"),
         source=exported.key,
         samples=context.samples.sha256,
@@ -193,9 +113,9 @@ def run_reference(
     context: Context, texts: Sequence[TextInput], max_tokens: int, report: Report
 ) -> Result[ReferenceFile]:
     """Asks the original, in fp32."""
-    tools = versions_of(*_ORIGINAL_TOOLS)
+    tools = versions_of(*ORIGINAL_TOOLS)
     key = key_of(
-        code_digest([f"{_BUILDER}.reference", f"{_BUILDER}.export", *_RESULT_CODE]),
+        code_digest([f"{BUILDER}.reference", f"{BUILDER}.export", *RESULT_CODE, __name__]),
         tools,
         texts=[list(text) for text in texts],
         samples=context.samples.sha256,
@@ -223,7 +143,7 @@ def run_padding(
 ) -> Result[PaddingCheck]:
     """Finds out whether padding changes the answers of a graph, in fp32."""
     key = key_of(
-        code_digest([f"{_BUILDER}.certify", *_ENGINE_CODE]),
+        code_digest([f"{BUILDER}.certify", *_ENGINE_CODE]),
         versions_of("openvino", "tokenizers"),
         graph=graph.key,
         samples=context.samples.sha256,
@@ -247,7 +167,7 @@ def run_certify(
 ) -> Result[Certified]:
     """Certifies an engine, or fails."""
     key = key_of(
-        code_digest([f"{_BUILDER}.certify", f"{_SERVER}.text", *_ENGINE_CODE]),
+        code_digest([f"{BUILDER}.certify", f"{SERVER}.text", *_ENGINE_CODE]),
         versions_of("openvino", "tokenizers"),
         graph=graph.key,
         judged=to_json(judged),
@@ -265,7 +185,7 @@ def run_certify(
 def run_measure(context: Context, graph: Graph, buckets: Sequence[Bucket]) -> Result[Latencies]:
     """Times an engine."""
     key = key_of(
-        code_digest([f"{_BUILDER}.measure", *_ENGINE_CODE]),
+        code_digest([f"{BUILDER}.measure", *_ENGINE_CODE]),
         versions_of("openvino"),
         graph=graph.key,
         precision=graph.file.precision,
@@ -279,11 +199,3 @@ def run_measure(context: Context, graph: Graph, buckets: Sequence[Bucket]) -> Re
             return Latencies(measure(engine.lanes[0], buckets, Budget()))
 
     return context.run("measure", key, Latencies, make)
-
-
-def _descriptions_sha256(folder: Path) -> str:
-    """Of the files beside the weights: labels and tokenizer may change while weights stay."""
-    digest = hashlib.sha256()
-    for path in sorted(p for pattern in _DESCRIPTIONS for p in folder.glob(pattern)):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()

@@ -1,0 +1,100 @@
+"""Writes the checkpoint that adapter and base make together, in the base's own form.
+
+A merged weight is W + scale * B A (LoRA, Hu et al. 2021), summed in fp32 and kept so, whatever the
+base's precision: rounded back, small changes would be lost.
+"""
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import cast
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from enginehouse_builder.errors import ResolveError, UnsupportedModelError
+from enginehouse_builder.weights import INDEX_FILE, weight_files
+
+from .description import WEIGHTS_FILE, Adapter, matrix_name
+
+__all__ = ["merge"]
+
+
+def merge(
+    base: Path, adapter: Adapter, target: Path, report: Callable[[str], None], *, is_tied: bool
+) -> None:
+    """Writes the merged checkpoint into `target`; one file of weights is in memory at a time.
+
+    Args:
+        base: Folder of the base model.
+        adapter: What changes it.
+        target: Exists and is empty.
+        report: Is told what goes on.
+        is_tied: Whether the base's head is its table of embeddings.
+
+    Raises:
+        UnsupportedModelError: The adapter changes a weight that the base does not have.
+        ResolveError: A matrix does not fit its weight.
+    """
+    files = weight_files(base, base.name)
+    module_of = _places(files, base, adapter, is_tied=is_tied)
+    for path in base.iterdir():
+        if path.is_file() and (path.suffix != ".safetensors" or path.name == INDEX_FILE):
+            shutil.copy(path, target / path.name)
+    with safe_open(adapter.folder / WEIGHTS_FILE, framework="pt") as matrices:
+        for file in files:
+            report(f"merging {adapter.name} into {file.name}")
+            with safe_open(file, framework="pt") as weights:
+                metadata = weights.metadata()
+                tensors = {name: _tensor(weights, name) for name in list(weights.keys())}
+            for name in tensors.keys() & module_of.keys():
+                delta = _delta(matrices, module_of[name], adapter)
+                tensors[name] = _sum(tensors[name], delta, name, adapter)
+            save_file(tensors, target / file.name, metadata)
+
+
+def _places(files: list[Path], base: Path, adapter: Adapter, *, is_tied: bool) -> Mapping[str, str]:
+    """The adapter's module for each weight that it changes, by the weight's name."""
+    held: set[str] = set()
+    for file in files:
+        with safe_open(file, framework="pt") as weights:
+            held.update(weights.keys())
+    places: dict[str, str] = {}
+    for module in adapter.scales:
+        # A checkpoint saved without its head has no name of the model before its weights'.
+        names = (f"{module}.weight", f"{module.partition('.')[2]}.weight")
+        name = next((n for n in names if n in held), None)
+        if name is None or (is_tied and name.startswith("lm_head.")):
+            why = "is tied to the embeddings" if name else f"{base.name} has no weight of that name"
+            raise UnsupportedModelError(
+                f"the adapter {adapter.folder} changes {module!r}, but {why}: "
+                "merge it with peft (merge_and_unload), save the model, and build that"
+            )
+        places[name] = module
+    return places
+
+
+def _delta(matrices: safe_open, module: str, adapter: Adapter) -> torch.Tensor:
+    """What is added to a weight, laid out as the weight is, fp32."""
+    a, b = (_tensor(matrices, matrix_name(module, side)).float() for side in "AB")
+    if a.dim() != 2 or b.dim() != 2 or b.shape[1] != a.shape[0]:
+        raise ResolveError(
+            f"{adapter.folder}: the matrices of {module} have shapes {tuple(a.shape)} and "
+            f"{tuple(b.shape)}, which do not multiply"
+        )
+    product = (b @ a) * adapter.scales[module]
+    return product.T if adapter.is_transposed else product
+
+
+def _tensor(file: safe_open, name: str) -> torch.Tensor:
+    return cast(torch.Tensor, file.get_tensor(name))  # type: ignore[no-untyped-call]
+
+
+def _sum(weight: torch.Tensor, delta: torch.Tensor, name: str, adapter: Adapter) -> torch.Tensor:
+    if weight.shape != delta.shape:
+        raise ResolveError(
+            f"{adapter.folder}: {name} of the model is {tuple(weight.shape)}, and the adapter "
+            f"changes {tuple(delta.shape)}: it was trained on another model"
+        )
+    return (weight.float() + delta).contiguous()

@@ -1,0 +1,89 @@
+"""What a decoder is asked to continue: beginnings of the samples, and one longer than its windows.
+
+An engine that mistakes a window or a position says so only beyond the window, so one prompt is
+made that reaches there, of all samples one after the other.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from enginehouse_builder.errors import SpecError
+from enginehouse_server.text import TextInput, Tokenizer
+
+__all__ = ["MIN_PROMPTS", "Prompt", "choose_prompts"]
+
+MIN_PROMPTS = 16  # of a certificate, beside the long one, where the samples have as many
+
+_MAX_PROMPTS = 48
+_NEW_TOKENS = 24
+_SHORT = 96  # tokens of a usual prompt, at most
+_LEAST = 2
+_BEYOND_WINDOW = 48
+_LONG_WITHOUT_WINDOW = 320
+
+
+class Prompt(NamedTuple):
+    """What is to be continued.
+
+    Attributes:
+        text: Where its tokens are from; they may be cut.
+        tokens: Ids.
+        num_new: How many tokens are to follow.
+        is_long: Whether it is there for its length; its own text is not judged.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    num_new: int
+    is_long: bool
+
+
+def choose_prompts(
+    texts: Sequence[str], tokenizer: Tokenizer, max_tokens: int, windows: Sequence[int]
+) -> list[Prompt]:
+    """The long prompt, then the others: every beginning of the list is spread over their lengths.
+
+    Args:
+        texts: The samples.
+        tokenizer: The model's.
+        max_tokens: Longest sequence, prompt and answer.
+        windows: Of the layers' attention; 0 is none.
+
+    Raises:
+        SpecError: No sample is long enough to be a prompt.
+    """
+    num_new = min(_NEW_TOKENS, max_tokens // 2)
+    limit = min(_SHORT, max_tokens - num_new)
+    rows = tokenizer.encode([TextInput(text) for text in texts])
+    found = {
+        tuple(row.ids[:limit]): text
+        for text, row in zip(texts, rows, strict=True)
+        if len(row.ids) >= min(_LEAST, limit)
+    }
+    if not found:
+        raise SpecError("no sample is two tokens long: give longer texts with --samples")
+    ordered = sorted(found, key=lambda tokens: (len(tokens), tokens))
+    short = [Prompt(found[tokens], tokens, num_new, False) for tokens in _spread(ordered)]
+    long = _long_prompt(texts, tokenizer, _length(max_tokens - num_new, windows))
+    return [Prompt(texts[0], long, num_new, True), *short[:_MAX_PROMPTS]]
+
+
+def _length(limit: int, windows: Sequence[int]) -> int:
+    """Of the long prompt: beyond every window that the limit reaches."""
+    reached = [window for window in windows if 0 < window < limit]
+    return min(limit, max([_LONG_WITHOUT_WINDOW, *(w + _BEYOND_WINDOW for w in reached)]))
+
+
+def _long_prompt(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> tuple[int, ...]:
+    text = "\n\n".join(texts)
+    [row] = tokenizer.encode([TextInput(text)])
+    while len(row.ids) < length:
+        text = f"{text}\n\n{text}"
+        [row] = tokenizer.encode([TextInput(text)])
+    return tuple(row.ids[:length])
+
+
+def _spread(ordered: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """The same in another order: first some from all over, then the rest from all over."""
+    step = max(1, len(ordered) // MIN_PROMPTS)
+    return [ordered[i] for start in range(step) for i in range(start, len(ordered), step)]

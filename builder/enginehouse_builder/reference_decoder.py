@@ -1,0 +1,85 @@
+"""The original decoder, run by transformers in fp32: what every engine is compared with."""
+
+import inspect
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from .certify import NUM_TOP, Continuation, Prompt
+from .export.loading import load_model, quiet
+from .resolve import Resolved
+from .spec import BuildSpec
+
+__all__ = ["DecoderReference"]
+
+_PIECE = 512  # tokens of a prompt at a time: plain attention takes memory by their number squared
+
+
+class DecoderReference:
+    """Goes on with one prompt at a time, always with the likeliest token, whatever ends a text."""
+
+    def __init__(self, resolved: Resolved, spec: BuildSpec) -> None:
+        """Loads the original: seconds, and its weights in fp32 of memory.
+
+        Raises:
+            UnsupportedModelError: As `load_model`.
+            ResolveError: As `load_model`.
+        """
+        self._model = load_model(resolved, spec, "eager")
+        self._can_skip = "logits_to_keep" in inspect.signature(self._model.forward).parameters
+
+    def continued(self, prompt: Prompt) -> Continuation:
+        """What the original makes of a prompt."""
+        losses: list[float] = []
+        tokens: list[int] = []
+        rows: list[Tensor] = []
+        steps = self._steps(prompt, tokens)
+        with quiet(), torch.inference_mode():
+            for start, logits in steps:
+                if not prompt.is_long and start + 1 < len(prompt.tokens):
+                    losses += _losses(logits, prompt.tokens[start + 1 :][: len(logits)])
+                if start + len(logits) >= len(prompt.tokens):
+                    rows.append(logits[-1])
+                    tokens.append(int(logits[-1].argmax()))
+        top = torch.stack(rows).topk(min(NUM_TOP, rows[0].shape[0]), dim=1)
+        return Continuation(
+            text=prompt.text,
+            prompt=prompt.tokens,
+            tokens=tuple(tokens),
+            prompt_losses=tuple(losses),
+            top_ids=tuple(tuple(row) for row in top.indices.tolist()),
+            top_logits=tuple(_short(row) for row in top.values),
+            log_sums=tuple(float(row.double().logsumexp(0)) for row in rows),
+        )
+
+    def _steps(self, prompt: Prompt, tokens: list[int]) -> Iterator[tuple[int, Tensor]]:
+        """Logits `[new, vocab]` of each piece of the prompt, then of each of the tokens.
+
+        Each comes with the place of its first; `tokens` grows while this is iterated.
+        """
+        cache: object = None
+        place = 0
+        while len(tokens) < prompt.num_new:
+            new = prompt.tokens[place : place + _PIECE] or tokens[-1:]
+            arguments: dict[str, object] = {"past_key_values": cache, "use_cache": True}
+            if prompt.is_long and self._can_skip:
+                arguments["logits_to_keep"] = 1
+            output = self._model(input_ids=torch.tensor([list(new)]), **arguments)
+            cache = output.past_key_values
+            logits = output.logits[0].to(torch.float32)
+            place += len(new)
+            yield place - len(logits), logits
+
+
+def _losses(logits: Tensor, following: tuple[int, ...]) -> list[float]:
+    """Negative log-likelihoods of the tokens that follow, nats."""
+    chosen = logits[: len(following)].double()
+    return torch.nn.functional.cross_entropy(
+        chosen, torch.tensor(following), reduction="none"
+    ).tolist()
+
+
+def _short(row: Tensor) -> tuple[float, ...]:
+    """Numbers that are exactly the fp32 ones when read as such, in few digits."""
+    return tuple(float(f"{value:.9g}") for value in row.tolist())

@@ -1,0 +1,187 @@
+"""The stages of a decoder, each cached by what it depends on."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from enginehouse_builder.cache import code_digest, key_of, versions_of
+from enginehouse_builder.certify import (
+    MIN_PROMPTS,
+    CertifiedDecoder,
+    ContinuationFile,
+    JudgedDecoder,
+    Prompt,
+    certify_decoder,
+    write_continuations,
+)
+from enginehouse_builder.decoder_file import cache_bytes, opened_decoder
+from enginehouse_builder.export import ExportedDecoder, export_decoder
+from enginehouse_builder.manifest import StepTime
+from enginehouse_builder.measure_decoder import contexts_of, measure_decoder
+from enginehouse_builder.quantize import QuantizedWeights, WeightPrecision, quantize_weights
+from enginehouse_builder.reference_decoder import DecoderReference
+from enginehouse_server.engine.decoder import DecoderSpec
+
+from .context import (
+    BUILDER,
+    MODEL_FILE,
+    ORIGINAL_TOOLS,
+    REFERENCE_FILE,
+    RESULT_CODE,
+    SERVER,
+    Context,
+    Report,
+    Result,
+)
+
+__all__ = [
+    "DecoderGraph",
+    "StepTimes",
+    "run_certify",
+    "run_export",
+    "run_measure",
+    "run_quantize",
+    "run_reference",
+]
+
+_ENGINE_CODE = (f"{SERVER}.engine", f"{BUILDER}.decoder_file", *RESULT_CODE, __name__)
+_CERTIFY_TOKENS = 2048  # of cache, beside two of the longest sequences
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderGraph:
+    """What an engine is opened from, but for its cache, and the key of the stage that wrote it."""
+
+    spec: DecoderSpec
+    key: str
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What decides the engine's results, for a key."""
+        spec = self.spec
+        return {
+            "graph": self.key,
+            "precision": spec.precision,
+            "cache": spec.cache_precision,
+            "limits": [spec.max_tokens, spec.max_step_tokens, spec.max_sequences],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class StepTimes:
+    """An engine's measured times."""
+
+    times: tuple[StepTime, ...]
+
+
+def run_export(context: Context, report: Report) -> Result[ExportedDecoder]:
+    """Writes the canonical graph and the tokenizer."""
+    key = key_of(
+        code_digest([f"{BUILDER}.export", *RESULT_CODE, __name__]),
+        versions_of("onnx", "onnxscript", *ORIGINAL_TOOLS),
+        task=context.resolved.task,
+        max_tokens=context.spec.max_tokens,
+        **context.original,
+    )
+    return context.run(
+        "export",
+        key,
+        ExportedDecoder,
+        lambda folder: export_decoder(context.resolved, context.spec, folder, report),
+    )
+
+
+def run_quantize(
+    context: Context, exported: Result[ExportedDecoder], precision: WeightPrecision, report: Report
+) -> Result[QuantizedWeights]:
+    """Writes the graph with rounded weights."""
+    key = key_of(
+        code_digest([f"{BUILDER}.quantize", *RESULT_CODE, __name__]),
+        versions_of("onnx", "numpy"),
+        source=exported.key,
+        precision=precision,
+    )
+    source = exported.folder / MODEL_FILE
+    return context.run(
+        "quantize",
+        key,
+        QuantizedWeights,
+        lambda folder: quantize_weights(source, folder / MODEL_FILE, precision, report),
+    )
+
+
+def run_reference(
+    context: Context, prompts: Sequence[Prompt], max_tokens: int, report: Report
+) -> Result[ContinuationFile]:
+    """Asks the original, in fp32: the prompts that a certificate needs, then while time is left."""
+    tools = versions_of(*ORIGINAL_TOOLS)
+    key = key_of(
+        code_digest([f"{BUILDER}.reference_decoder", f"{BUILDER}.export", *RESULT_CODE, __name__]),
+        tools,
+        prompts=[list(prompt) for prompt in prompts],
+        samples=context.samples.sha256,
+        max_tokens=max_tokens,
+        minutes=context.spec.certify_minutes,
+        **context.original,
+    )
+
+    def make(folder: Path) -> ContinuationFile:
+        report("loading the original")
+        original = DecoderReference(context.resolved, context.spec)
+        ends_at = time.monotonic() + context.spec.certify_minutes * 60
+        found = []
+        for i, prompt in enumerate(prompts):
+            if i > MIN_PROMPTS and time.monotonic() > ends_at:
+                break
+            report(f"asking the original prompt {i + 1} of {len(prompts)}")
+            found.append(original.continued(prompt))
+        name = f"transformers {tools['transformers']} fp32"
+        file = ContinuationFile(name, context.samples.sha256, max_tokens, tuple(found))
+        write_continuations(file, folder / REFERENCE_FILE)
+        return file
+
+    return context.run("reference", key, ContinuationFile, make)
+
+
+def run_certify(
+    context: Context, graph: DecoderGraph, reference: Result[ContinuationFile]
+) -> Result[CertifiedDecoder]:
+    """Certifies an engine, or fails."""
+    key = key_of(
+        code_digest([f"{BUILDER}.certify", *_ENGINE_CODE]),
+        versions_of("openvino"),
+        reference=reference.key,
+        device=context.device.name,
+        **graph.settings,
+    )
+    spec = replace(
+        graph.spec,
+        cache_bytes=cache_bytes(graph.spec, 2 * graph.spec.max_tokens + _CERTIFY_TOKENS),
+    )
+    judged = JudgedDecoder(spec.precision, spec.cache_precision)
+
+    def make(_: Path) -> CertifiedDecoder:
+        with opened_decoder(spec) as engine:
+            return certify_decoder(engine, judged, reference.value)
+
+    return context.run("certify", key, CertifiedDecoder, make)
+
+
+def run_measure(context: Context, graph: DecoderGraph) -> Result[StepTimes]:
+    """Times an engine."""
+    key = key_of(
+        code_digest([f"{BUILDER}.measure_decoder", *_ENGINE_CODE]),
+        versions_of("openvino"),
+        num_threads=graph.spec.num_threads,
+        device=context.device.name,
+        **graph.settings,
+    )
+
+    def make(_: Path) -> StepTimes:
+        contexts = contexts_of(graph.spec)
+        most = cache_bytes(graph.spec, contexts.num_tokens)
+        with opened_decoder(replace(graph.spec, cache_bytes=most)) as engine:
+            return StepTimes(measure_decoder(engine, contexts))
+
+    return context.run("measure", key, StepTimes, make)

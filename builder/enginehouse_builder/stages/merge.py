@@ -1,0 +1,35 @@
+"""The stage that merges an adapter into the weights, where there is one."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from enginehouse_builder.adapter import Adapter, merge
+from enginehouse_builder.cache import code_digest, key_of, versions_of
+
+from .context import BUILDER, RESULT_CODE, Context, Report, Result
+
+__all__ = ["Merged", "run_merge"]
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """What was changed."""
+
+    num_weights: int
+
+
+def run_merge(context: Context, adapter: Adapter, report: Report) -> Result[Merged]:
+    """Writes the merged checkpoint into the result's folder."""
+    key = key_of(
+        code_digest([f"{BUILDER}.adapter", *RESULT_CODE, __name__]),
+        versions_of("torch", "safetensors"),
+        **context.original,
+    )
+    config = context.resolved.config.get_text_config()
+    is_tied = bool(getattr(config, "tie_word_embeddings", False))
+
+    def make(folder: Path) -> Merged:
+        merge(context.resolved.folder, adapter, folder, report, is_tied=is_tied)
+        return Merged(len(adapter.scales))
+
+    return context.run("merge", key, Merged, make)

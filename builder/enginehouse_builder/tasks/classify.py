@@ -1,0 +1,177 @@
+"""Builds a classifier: export, quantize, certify, measure."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from enginehouse_builder.buckets import default_buckets
+from enginehouse_builder.certify import Certified, Judged
+from enginehouse_builder.engine_file import EngineFile
+from enginehouse_builder.errors import SpecError
+from enginehouse_builder.export import ExportedClassifier
+from enginehouse_builder.manifest import Bucket, Limits
+from enginehouse_builder.samples import samples_for
+from enginehouse_builder.spec import BuildSpec
+from enginehouse_builder.stages import MODEL_FILE, Result
+from enginehouse_builder.stages.classify import (
+    Graph,
+    Latencies,
+    run_certify,
+    run_export,
+    run_measure,
+    run_padding,
+    run_quantize,
+    run_reference,
+)
+from enginehouse_builder.version_files import Parts, ProvenClassifier
+from enginehouse_server.text import Encoding, Tokenizer
+
+from .building import Building
+
+__all__ = ["build_classifier", "check_classifier", "classifier_limits"]
+
+_MIN_BATCH_TOKENS = 1024  # for a server with more threads; what one warms up is its own choice
+
+
+def check_classifier(spec: BuildSpec) -> None:
+    """Refuses settings that only a decoder has.
+
+    Raises:
+        SpecError: There is one.
+    """
+    _ = spec.encoder_precision
+    if spec.cache_precision is not None:
+        raise SpecError("--cache-precision is for decoders: a classifier caches nothing")
+
+
+def classifier_limits(spec: BuildSpec, max_tokens: int) -> Limits:
+    """The limits of a build whose rows have at most `max_tokens`.
+
+    Raises:
+        SpecError: Not even one longest row would fit into a batch.
+    """
+    max_batch_tokens = spec.max_batch_tokens or max(max_tokens, _MIN_BATCH_TOKENS)
+    if max_batch_tokens < max_tokens:
+        raise SpecError(
+            f"--max-batch-tokens is {max_batch_tokens}, but one row of --max-tokens "
+            f"{max_tokens} must fit: raise the first or lower the second"
+        )
+    return Limits(max_tokens, spec.max_batch, max_batch_tokens)
+
+
+def build_classifier(building: Building) -> Parts:
+    """Runs the stages of a classifier.
+
+    Raises:
+        BuildError: One failed.
+    """
+    context = building.context
+    precision = context.spec.encoder_precision
+    exported = _export(building)
+    value = exported.value
+    limits = classifier_limits(context.spec, value.max_tokens)
+    texts = samples_for(context.samples, accepts_pairs=value.classify.accepts_pairs)
+    tokenizer = Tokenizer(exported.folder / "tokenizer" / "tokenizer.json", limits.max_tokens)
+    rows = tokenizer.encode(texts, truncate=True)
+    canonical = _canonical(exported, limits, context.num_threads)
+    graph = _graph(building, exported, canonical, rows)
+    with building.stage("certify") as stage:
+        reference = run_reference(context, texts, limits.max_tokens, stage.report)
+        stage.report("comparing alone and padded answers")
+        judged = Judged("fp32", value.classify, limits)
+        padding = run_padding(context, canonical, judged, rows)
+        task = replace(
+            value.classify, padding="invariant" if padding.value.is_invariant else "equal_length"
+        )
+        stage.report(f"running the engine on {len(rows)} samples, alone and in batches")
+        judged = Judged(precision, task, limits)
+        certified = run_certify(context, graph, judged, rows, reference)
+        building.took("certify", reference, padding, certified)
+        stage.result = _verdict(certified.value, judged) + certified.note
+    buckets = default_buckets(limits, task)
+    latencies = _measure(building, graph, buckets)
+    return Parts(
+        resolved=context.resolved,
+        exported=exported,
+        limits=limits,
+        model=graph.file.model,
+        reference=reference,
+        proven=ProvenClassifier(
+            task, precision, certified.value, buckets, latencies.value.by_shape
+        ),
+    )
+
+
+def _export(building: Building) -> Result[ExportedClassifier]:
+    with building.stage("export") as stage:
+        exported = run_export(building.context, stage.report)
+        building.took("export", exported)
+        labels = len(exported.value.classify.labels)
+        stage.result = (
+            f"{labels} labels, rows of up to {exported.value.max_tokens} tokens{exported.note}"
+        )
+    return exported
+
+
+def _graph(
+    building: Building,
+    exported: Result[ExportedClassifier],
+    canonical: Graph,
+    rows: Sequence[Encoding],
+) -> Graph:
+    """The graph of the precision asked for: the canonical one, or its int8 form."""
+    precision = building.context.spec.encoder_precision
+    file = replace(canonical.file, precision=precision)
+    if precision != "int8":
+        return Graph(file, canonical.key)
+    with building.stage("quantize") as stage:
+        quantized = run_quantize(building.context, exported, rows, stage.report)
+        building.took("quantize", quantized)
+        found = quantized.value
+        stage.result = f"{found.num_int8} layers in int8"
+        if found.num_fp32:
+            stage.result += f", {found.num_fp32} that would lose too much in fp32"
+        stage.result += quantized.note
+    return Graph(replace(file, model=quantized.folder / MODEL_FILE), quantized.key)
+
+
+def _measure(building: Building, graph: Graph, buckets: Sequence[Bucket]) -> Result[Latencies]:
+    context = building.context
+    with building.stage("measure") as stage:
+        num_shapes = sum(len(bucket.batches) for bucket in buckets)
+        stage.report(f"timing up to {num_shapes} shapes on {context.num_threads} threads")
+        latencies = run_measure(context, graph, buckets)
+        building.took("measure", latencies)
+        times = latencies.value.by_shape
+        one = times[0]
+        stage.result = (
+            f"{len(times)} of {num_shapes} shapes; {one.median_ms:.2f} ms for "
+            f"{one.batch} x {one.length} tokens{latencies.note}"
+        )
+    return latencies
+
+
+def _canonical(exported: Result[ExportedClassifier], limits: Limits, num_threads: int) -> Graph:
+    file = EngineFile(
+        model=exported.folder / MODEL_FILE,
+        precision="fp32",
+        inputs=tuple(tensor.name for tensor in exported.value.inputs),
+        pad_id=exported.value.pad_id,
+        max_batch_tokens=limits.max_batch_tokens,
+        num_threads=num_threads,
+    )
+    return Graph(file, exported.key)
+
+
+def _verdict(certified: Certified, judged: Judged) -> str:
+    certificate = certified.certificate
+    verdict = (
+        f"{certificate.num_samples} samples: logits within {certificate.max_abs_error:.2g} "
+        f"of the original's (largest {certificate.scale:.3g})"
+    )
+    if certificate.top1_agreement is not None and certified.clear_agreement is not None:
+        verdict += f", {certificate.top1_agreement:.1%} decided alike"
+        if certified.clear_agreement > certificate.top1_agreement:
+            verdict += f" ({certified.clear_agreement:.1%} without near ties)"
+    if judged.task.padding == "equal_length":
+        verdict += "; padding changes its answers, so only equal lengths will share a batch"
+    return verdict

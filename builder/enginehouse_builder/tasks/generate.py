@@ -1,0 +1,157 @@
+"""Builds a decoder: export, quantize, certify, measure."""
+
+from enginehouse_builder.certify import CertifiedDecoder, choose_prompts
+from enginehouse_builder.errors import SpecError
+from enginehouse_builder.export import ExportedDecoder
+from enginehouse_builder.manifest import Limits
+from enginehouse_builder.spec import BuildSpec
+from enginehouse_builder.stages import MODEL_FILE, Result
+from enginehouse_builder.stages.generate import (
+    DecoderGraph,
+    StepTimes,
+    run_certify,
+    run_export,
+    run_measure,
+    run_quantize,
+    run_reference,
+)
+from enginehouse_builder.version_files import Parts, ProvenDecoder
+from enginehouse_server.engine.decoder import DecoderSpec, LayerGeometry
+from enginehouse_server.text import Tokenizer
+
+from .building import Building
+
+__all__ = ["build_decoder", "decoder_limits"]
+
+_STEP_TOKENS = 512
+
+
+def decoder_limits(spec: BuildSpec, max_tokens: int) -> Limits:
+    """The limits of a build whose sequences have at most `max_tokens`.
+
+    Raises:
+        SpecError: Not even a token of each sequence would fit into a step.
+    """
+    step_tokens = spec.max_batch_tokens or max(spec.max_batch, _STEP_TOKENS)
+    if step_tokens < spec.max_batch:
+        raise SpecError(
+            f"--max-batch-tokens is {step_tokens}, but a token of each of --max-batch "
+            f"{spec.max_batch} sequences must fit: raise the first or lower the second"
+        )
+    return Limits(max_tokens, spec.max_batch, step_tokens)
+
+
+def build_decoder(building: Building) -> Parts:
+    """Runs the stages of a decoder.
+
+    Raises:
+        BuildError: One failed.
+    """
+    context = building.context
+    exported = _export(building)
+    limits = decoder_limits(context.spec, exported.value.max_tokens)
+    graph = _graph(building, exported, limits)
+    texts = [" ".join(filter(None, sample)) for sample in context.samples.inputs]
+    windows = [layer.window for layer in exported.value.generate.layers]
+    with building.stage("certify") as stage:
+        tokenizer = Tokenizer(exported.folder / "tokenizer" / "tokenizer.json", limits.max_tokens)
+        prompts = choose_prompts(texts, tokenizer, limits.max_tokens, windows)
+        reference = run_reference(context, prompts, limits.max_tokens, stage.report)
+        stage.report(f"going on with {len(reference.value.continuations)} prompts at once")
+        certified = run_certify(context, graph, reference)
+        building.took("certify", reference, certified)
+        stage.result = _verdict(certified.value) + certified.note
+    times = _measure(building, graph)
+    return Parts(
+        resolved=context.resolved,
+        exported=exported,
+        limits=limits,
+        model=graph.spec.model,
+        reference=reference,
+        proven=ProvenDecoder(
+            task=exported.value.generate,
+            precision=graph.spec.precision,
+            cache_precision=graph.spec.cache_precision,
+            certified=certified.value,
+            step_times=times.value.times,
+        ),
+    )
+
+
+def _export(building: Building) -> Result[ExportedDecoder]:
+    with building.stage("export") as stage:
+        exported = run_export(building.context, stage.report)
+        building.took("export", exported)
+        task = exported.value.generate
+        stage.result = (
+            f"{len(task.layers)} layers, {task.vocab_size} tokens in the vocabulary, sequences of "
+            f"up to {exported.value.max_tokens}{exported.note}"
+        )
+    return exported
+
+
+def _graph(building: Building, exported: Result[ExportedDecoder], limits: Limits) -> DecoderGraph:
+    """The graph of the precision asked for: the canonical one, or one of rounded weights."""
+    context, task = building.context, exported.value.generate
+    precision = context.spec.precision
+    model, key = exported.folder / MODEL_FILE, exported.key
+    if precision in ("int8", "int4"):
+        with building.stage("quantize") as stage:
+            quantized = run_quantize(context, exported, precision, stage.report)
+            building.took("quantize", quantized)
+            found = quantized.value
+            counts = {"int4": found.num_int4, "int8": found.num_int8}
+            stage.result = (
+                ", ".join(f"{count} matrices in {kind}" for kind, count in counts.items() if count)
+                + f": {found.source_bytes / 1e6:.1f} MB of weights are now "
+                f"{found.target_bytes / 1e6:.1f} MB{quantized.note}"
+            )
+        model, key = quantized.folder / MODEL_FILE, quantized.key
+    spec = DecoderSpec(
+        model=model,
+        precision=precision,
+        cache_precision=context.spec.decoder_cache_precision,
+        layers=tuple(
+            LayerGeometry(
+                layer.num_heads, layer.num_kv_heads, layer.key_dim, layer.value_dim, layer.window
+            )
+            for layer in task.layers
+        ),
+        vocab_size=task.vocab_size,
+        max_tokens=limits.max_tokens,
+        max_step_tokens=limits.max_batch_tokens,
+        max_sequences=limits.max_batch,
+        cache_bytes=0,
+        num_threads=context.num_threads,
+    )
+    return DecoderGraph(spec, key)
+
+
+def _measure(building: Building, graph: DecoderGraph) -> Result[StepTimes]:
+    with building.stage("measure") as stage:
+        stage.report(f"timing steps on {graph.spec.num_threads} threads")
+        found = run_measure(building.context, graph)
+        building.took("measure", found)
+        times = found.value.times
+        one = next((t for t in times if t.kind == "decode"), times[0])
+        stage.result = (
+            f"{len(times)} steps; {one.median_ms:.2f} ms for a token of "
+            f"{one.num_sequences} sequence after {one.num_cached}{found.note}"
+        )
+    return found
+
+
+def _verdict(certified: CertifiedDecoder) -> str:
+    found = certified.certificate
+    verdict = (
+        f"{found.num_prompts} prompts of up to {found.longest_prompt} tokens: "
+        f"{found.token_agreement:.1%} of {found.num_tokens} greedy tokens are the original's"
+    )
+    if found.token_agreement < 1:
+        verdict += (
+            f", {found.top1_agreement:.1%} given its text ({certified.clear_agreement:.1%} without "
+            f"near ties), {found.mean_kl:.2g} nats apart"
+        )
+    return (
+        f"{verdict}; perplexity {found.perplexity:.4g} instead of {found.reference_perplexity:.4g}"
+    )

@@ -1,0 +1,218 @@
+"""Adapters in peft's form, merged by hand here and by the builder."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from enginehouse_builder.adapter import merge, read_adapter
+from enginehouse_builder.errors import ResolveError, UnsupportedModelError
+from enginehouse_builder.resolve import resolve
+from enginehouse_builder.spec import BuildSpec
+from tests.builder.conftest import DecoderCheckpoint
+
+RANK = 4
+LLAMA = ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj")
+GPT2 = ("transformer.h.0.attn.c_attn", "transformer.h.1.mlp.c_proj")
+
+
+def make_adapter(
+    folder: Path, weights: dict[str, torch.Tensor], modules: tuple[str, ...], **settings: object
+) -> dict[str, torch.Tensor]:
+    """Writes an adapter for modules of a model; gives the product of each one's matrices."""
+    folder.mkdir(exist_ok=True)
+    is_turned = bool(settings.get("fan_in_fan_out"))
+    generator = torch.Generator().manual_seed(3)
+    tensors: dict[str, torch.Tensor] = {}
+    products = {}
+    for module in modules:
+        out, width = weights[f"{module}.weight"].shape[:: -1 if is_turned else 1]
+        a, b = (
+            torch.randn(shape, generator=generator) * 0.3 for shape in ((RANK, width), (out, RANK))
+        )
+        tensors[f"base_model.model.{module}.lora_A.weight"] = a
+        tensors[f"base_model.model.{module}.lora_B.weight"] = b
+        products[module] = (b @ a).T if is_turned else b @ a
+    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": 6, "bias": "none", **settings}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    save_file(tensors, folder / "adapter_model.safetensors")
+    return products
+
+
+def _merged(base: Path, adapter: Path, target: Path) -> dict[str, torch.Tensor]:
+    target.mkdir()
+    merge(base, read_adapter(adapter), target, lambda _: None, is_tied=False)
+    return load_file(target / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("family", "modules", "settings", "scales"),
+    [
+        ("llama", LLAMA, {}, (1.5, 1.5)),
+        ("llama", LLAMA, {"use_rslora": True}, (3.0, 3.0)),
+        ("llama", LLAMA, {"alpha_pattern": {"down_proj": 8, "q_proj": 4}}, (1.0, 2.0)),
+        ("llama", LLAMA, {"rank_pattern": {"layers.0.self_attn.q_proj": 2}}, (3.0, 1.5)),
+        ("gpt2", GPT2, {"fan_in_fan_out": True}, (1.5, 1.5)),
+    ],
+)
+def test_merged_weights_are_base_and_scaled_product(
+    decoder_checkpoint: DecoderCheckpoint,
+    tmp_path: Path,
+    family: str,
+    modules: tuple[str, ...],
+    settings: dict[str, object],
+    scales: tuple[float, float],
+) -> None:
+    base = decoder_checkpoint(family)
+    weights = load_file(base / "model.safetensors")
+    products = make_adapter(tmp_path / "adapter", weights, modules, **settings)
+    found = _merged(base, tmp_path / "adapter", tmp_path / "merged")
+    for module, scale in zip(modules, scales, strict=True):
+        weights[f"{module}.weight"] += scale * products[module]
+    assert found.keys() == weights.keys()
+    for name, weight in weights.items():
+        torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-6)
+    assert (tmp_path / "merged" / "config.json").read_bytes() == (base / "config.json").read_bytes()
+    assert (tmp_path / "merged" / "tokenizer.json").is_file()
+
+
+def test_small_changes_of_a_bf16_base_are_kept(
+    decoder_checkpoint: DecoderCheckpoint, tmp_path: Path
+) -> None:
+    base = Path(shutil.copytree(decoder_checkpoint("llama"), tmp_path / "base"))
+    halves = {n: w.bfloat16() for n, w in load_file(base / "model.safetensors").items()}
+    save_file(halves, base / "model.safetensors", {"format": "pt"})
+    products = make_adapter(tmp_path / "adapter", halves, LLAMA, lora_alpha=0.001)
+    found = _merged(base, tmp_path / "adapter", tmp_path / "merged")
+    changed = found[f"{LLAMA[0]}.weight"] - halves[f"{LLAMA[0]}.weight"].float()
+    torch.testing.assert_close(changed, products[LLAMA[0]] * 0.00025, rtol=0.05, atol=1e-7)
+    assert found["model.norm.weight"].dtype == torch.bfloat16
+
+
+def test_a_base_saved_without_its_head_has_shorter_names(
+    decoder_checkpoint: DecoderCheckpoint, tmp_path: Path
+) -> None:
+    base = Path(shutil.copytree(decoder_checkpoint("gpt2"), tmp_path / "base"))
+    weights = load_file(base / "model.safetensors")
+    make_adapter(tmp_path / "adapter", weights, GPT2, fan_in_fan_out=True)
+    short = {n.removeprefix("transformer."): w for n, w in weights.items() if n != "lm_head.weight"}
+    save_file(short, base / "model.safetensors", {"format": "pt"})
+    found = _merged(base, tmp_path / "adapter", tmp_path / "merged")
+    assert not torch.equal(found["h.0.attn.c_attn.weight"], short["h.0.attn.c_attn.weight"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"peft_type": "LOHA"}, "of type 'LOHA'; only LORA"),
+        ({"use_dora": True}, "DoRA"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save: whole modules"),
+        ({"bias": "all"}, "bias is 'all'"),
+        ({"lora_bias": True}, "lora_bias"),
+        ({"trainable_token_indices": [1]}, "embeddings of its own"),
+        ({"layer_replication": [[0, 2]]}, "layers that are repeated"),
+        ({"init_lora_weights": "pissa_niter_4"}, "base weights of its own"),
+    ],
+)
+def test_what_cannot_be_merged_exactly_is_refused_by_name(
+    decoder_checkpoint: DecoderCheckpoint,
+    tmp_path: Path,
+    settings: dict[str, object],
+    message: str,
+) -> None:
+    weights = load_file(decoder_checkpoint("llama") / "model.safetensors")
+    make_adapter(tmp_path, weights, LLAMA, **settings)
+    with pytest.raises(UnsupportedModelError, match=message):
+        read_adapter(tmp_path)
+
+
+def test_tensors_that_are_no_matrix_of_a_weight_are_refused(
+    decoder_checkpoint: DecoderCheckpoint, tmp_path: Path
+) -> None:
+    weights = load_file(decoder_checkpoint("llama") / "model.safetensors")
+    make_adapter(tmp_path, weights, LLAMA)
+    file = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(file)
+    odd = "base_model.model.model.embed_tokens.lora_embedding_A"
+    save_file({**tensors, odd: torch.zeros(RANK, 8)}, file)
+    with pytest.raises(UnsupportedModelError, match="lora_embedding_A"):
+        read_adapter(tmp_path)
+    first, *_ = sorted(tensors)
+    save_file({n: t for n, t in tensors.items() if n != first}, file)
+    with pytest.raises(ResolveError, match="one of its two matrices only"):
+        read_adapter(tmp_path)
+
+
+def test_a_weight_that_the_base_does_not_have_is_refused(
+    decoder_checkpoint: DecoderCheckpoint, tmp_path: Path
+) -> None:
+    base = decoder_checkpoint("llama")
+    weights = load_file(base / "model.safetensors")
+    weights["model.layers.7.other.weight"] = torch.zeros(8, 8)
+    make_adapter(tmp_path / "adapter", weights, (*LLAMA, "model.layers.7.other"))
+    with pytest.raises(UnsupportedModelError, match=r"changes 'model\.layers\.7\.other'"):
+        _merged(base, tmp_path / "adapter", tmp_path / "merged")
+
+
+def test_a_head_that_is_the_table_of_embeddings_is_refused(
+    decoder_checkpoint: DecoderCheckpoint, tmp_path: Path
+) -> None:
+    base = decoder_checkpoint("llama")
+    weights = load_file(base / "model.safetensors")
+    make_adapter(tmp_path / "adapter", weights, (*LLAMA, "lm_head"))
+    (tmp_path / "merged").mkdir()
+    with pytest.raises(UnsupportedModelError, match="tied to the embeddings"):
+        merge(base, read_adapter(tmp_path / "adapter"), tmp_path / "merged", print, is_tied=True)
+
+
+def test_matrices_of_another_model_are_refused(
+    decoder_checkpoint: DecoderCheckpoint, tmp_path: Path
+) -> None:
+    base = decoder_checkpoint("llama")
+    weights = {f"{LLAMA[0]}.weight": torch.zeros(48, 48)}
+    make_adapter(tmp_path / "adapter", weights, LLAMA[:1])
+    with pytest.raises(ResolveError, match="it was trained on another model"):
+        _merged(base, tmp_path / "adapter", tmp_path / "merged")
+
+
+@pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_folder_that_lacks_a_file_is_no_adapter(
+    decoder_checkpoint: DecoderCheckpoint, tmp_path: Path, file: str
+) -> None:
+    weights = load_file(decoder_checkpoint("llama") / "model.safetensors")
+    make_adapter(tmp_path, weights, LLAMA)
+    (tmp_path / file).unlink()
+    with pytest.raises(ResolveError, match=file):
+        read_adapter(tmp_path)
+
+
+def test_the_source_says_which_adapter_and_its_hash_stands_for_both(
+    decoder_checkpoint: DecoderCheckpoint, tmp_path: Path
+) -> None:
+    base = decoder_checkpoint("llama")
+    weights = load_file(base / "model.safetensors")
+    spec = BuildSpec(str(base), Path("r"), Path("c"), name="m")
+    hashes = {resolve(spec, lambda _: None).source.sha256}
+    for alpha in (1, 2):
+        make_adapter(tmp_path / "mine", weights, LLAMA, lora_alpha=alpha)
+        with_adapter = BuildSpec(
+            str(base), Path("r"), Path("c"), adapter=tmp_path / "mine", name="m"
+        )
+        source = resolve(with_adapter, lambda _: None).source
+        assert source.id == f"{base.name} + mine"
+        hashes.add(source.sha256)
+    assert len(hashes) == 3
+
+
+def test_an_adapter_given_as_the_model_is_told_what_to_do(
+    decoder_checkpoint: DecoderCheckpoint, tmp_path: Path
+) -> None:
+    base = Path(shutil.copytree(decoder_checkpoint("llama"), tmp_path / "base"))
+    weights = load_file(base / "model.safetensors")
+    (base / "model.safetensors").unlink()
+    make_adapter(base, weights, LLAMA)
+    with pytest.raises(ResolveError, match="give its base model with --model"):
+        resolve(BuildSpec(str(base), Path("r"), Path("c"), name="m"), lambda _: None)
