@@ -127,6 +127,26 @@ class FakeServer(InferenceServiceServicer, ModelServiceServicer):
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
         await asyncio.gather(*tasks)
 
+    async def Generate(  # noqa: N802
+        self, request: pb.GenerateRequest, context: Context
+    ) -> pb.GenerateResponse:
+        return await _abort(context, status(grpc.StatusCode.UNIMPLEMENTED, "not scripted"))
+
+    async def GenerateStream(  # type: ignore[override]  # noqa: N802
+        self, request: pb.GenerateStreamRequest, context: Context
+    ) -> None:
+        await _abort(context, status(grpc.StatusCode.UNIMPLEMENTED, "not scripted"))
+
+    async def Tokenize(  # noqa: N802
+        self, request: pb.TokenizeRequest, context: Context
+    ) -> pb.TokenizeResponse:
+        return await _abort(context, status(grpc.StatusCode.UNIMPLEMENTED, "not scripted"))
+
+    async def Detokenize(  # noqa: N802
+        self, request: pb.DetokenizeRequest, context: Context
+    ) -> pb.DetokenizeResponse:
+        return await _abort(context, status(grpc.StatusCode.UNIMPLEMENTED, "not scripted"))
+
     async def ListModels(  # noqa: N802
         self, request: model_pb.ListModelsRequest, context: Context
     ) -> model_pb.ListModelsResponse:

@@ -5,6 +5,7 @@ from functools import partial
 
 from enginehouse.v1 import inference_service_pb2 as pb
 from enginehouse.v1.inference_service_pb2_grpc import InferenceServiceServicer
+from enginehouse_server.errors import UnsupportedError
 from enginehouse_server.repository import Catalog, Entry
 from enginehouse_server.tasks import Classifier
 from enginehouse_server.telemetry import Metrics
@@ -39,6 +40,30 @@ class Inference(InferenceServiceServicer):
             await call.metadata_sent()
             stream = AnswerStream(context, partial(self._answer_one, call))
             await stream.run(request_iterator)
+
+    async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:
+        """The text that a model continues a prompt with."""
+        async with Call("Generate", context, self._metrics):
+            raise UnsupportedError("this server serves no models that generate")
+
+    async def GenerateStream(  # type: ignore[override]  # writes its answers itself
+        self, request: pb.GenerateStreamRequest, context: Context
+    ) -> None:
+        """The text, piece by piece."""
+        async with Call("GenerateStream", context, self._metrics):
+            raise UnsupportedError("this server serves no models that generate")
+
+    async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
+        """The tokens of a prompt."""
+        async with Call("Tokenize", context, self._metrics):
+            raise UnsupportedError("this server serves no models that generate")
+
+    async def Detokenize(
+        self, request: pb.DetokenizeRequest, context: Context
+    ) -> pb.DetokenizeResponse:
+        """The text of tokens."""
+        async with Call("Detokenize", context, self._metrics):
+            raise UnsupportedError("this server serves no models that generate")
 
     async def _answer_one(
         self, call: Call, message: pb.ClassifyStreamRequest
