@@ -3,13 +3,18 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.fixtures.decoders import DecoderExport
 
 # Before torch is imported: its threads must not spin beside those of the engines.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 Checkpoint = Callable[[str], Path]
+Decoder = Callable[[str], "DecoderExport"]
 
 
 @pytest.fixture(scope="session")
@@ -23,5 +28,23 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
         if family not in folders:
             folders[family] = make_checkpoint(family, tmp_path_factory.mktemp(family))
         return folders[family]
+
+    return of_family
+
+
+@pytest.fixture(scope="session")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
+    """Gives the export of a tiny decoder of a family, made once a session; tests only read it."""
+    from tests.fixtures.decoders import export_of, make_decoder
+
+    exports: dict[str, DecoderExport] = {}
+
+    def of_family(family: str) -> "DecoderExport":
+        if family not in exports:
+            folder = tmp_path_factory.mktemp(family)
+            exports[family] = export_of(
+                make_decoder(family, folder / "original"), folder / "export"
+            )
+        return exports[family]
 
     return of_family

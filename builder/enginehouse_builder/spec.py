@@ -8,7 +8,7 @@ from enginehouse_server.engine.base import Precision
 
 __all__ = ["BuildSpec", "Task"]
 
-Task = Literal["classify"]
+Task = Literal["classify", "generate"]
 
 
 @dataclass(frozen=True, slots=True)

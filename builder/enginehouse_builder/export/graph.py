@@ -18,7 +18,16 @@ from enginehouse_builder.errors import ExportError, UnsupportedModelError
 from .loading import quiet
 from .tidy import tidy
 
-__all__ = ["FILE_NAME", "OPSET", "reason_of", "write_graph"]
+__all__ = [
+    "FILE_NAME",
+    "OPSET",
+    "check_lengths",
+    "fix_squeezes",
+    "reason_of",
+    "save_graph",
+    "silent_exporter",
+    "write_graph",
+]
 
 OPSET = 20
 FILE_NAME = "model.onnx"
@@ -42,23 +51,28 @@ def write_graph(
             standard operators alone.
     """
     program = _trace(module, example)
-    _check_lengths(program, max_tokens)
+    check_lengths(program, max_tokens)
     model = program.model
-    with _silent_exporter():
+    with silent_exporter():
         tidy(model)
-    _fix_squeezes(model.graph)
+    fix_squeezes(model.graph)
+    save_graph(model, file)
+    _check_file(file)
+
+
+def save_graph(model: onnx_ir.Model, file: Path) -> None:
+    """Writes a graph, with large weights beside it as `<file>.data`."""
     model.producer_name, model.producer_version = "enginehouse", None
     weights = (value.const_value for value in model.graph.initializers.values())
     size = sum(weight.nbytes for weight in weights if weight is not None)
     external = f"{file.name}.data" if size > _INLINE_BYTES else None
     onnx_ir.save(model, file, external_data=external)
-    _check_file(file)
 
 
 def _trace(module: nn.Module, example: Mapping[str, Tensor]) -> torch.onnx.ONNXProgram:
     shapes = {name: {0: "batch", 1: "length"} for name in example}
     try:
-        with quiet(), _silent_exporter(), torch.no_grad():
+        with quiet(), silent_exporter(), torch.no_grad():
             program = torch.onnx.export(
                 module,
                 (),
@@ -104,7 +118,7 @@ _LEAST_LOWER = 4
 _MISREAD = {"DFT": "the Fourier transform, which OpenVINO computes otherwise"}
 
 
-def _check_lengths(program: torch.onnx.ONNXProgram, max_tokens: int) -> None:
+def check_lengths(program: torch.onnx.ONNXProgram, max_tokens: int) -> None:
     """Refuses a trace that holds for some lengths only: the code branched on the length."""
     traced = program.exported_program
     assert traced is not None
@@ -116,7 +130,7 @@ def _check_lengths(program: torch.onnx.ONNXProgram, max_tokens: int) -> None:
             )
 
 
-def _fix_squeezes(graph: onnx_ir.Graph) -> None:
+def fix_squeezes(graph: onnx_ir.Graph) -> None:
     """Names the dimensions of squeezes that name none: a batch of 1 would lose its own."""
     for node in graph.all_nodes():
         if node.op_type != "Squeeze" or len(node.inputs) > 1 or node.inputs[0] is None:
@@ -174,7 +188,7 @@ def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 
 
 @contextlib.contextmanager
-def _silent_exporter() -> Iterator[None]:
+def silent_exporter() -> Iterator[None]:
     """Holds back what the exporter prints and logs; its errors come as exceptions anyway."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)

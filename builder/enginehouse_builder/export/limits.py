@@ -6,9 +6,10 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 
 from enginehouse_builder.errors import SpecError
 
-__all__ = ["DEFAULT_MAX_TOKENS", "max_tokens_of", "model_limit"]
+__all__ = ["DEFAULT_MAX_TOKENS", "decoder_max_tokens", "max_tokens_of", "model_limit"]
 
 DEFAULT_MAX_TOKENS = 512
+_DECODER_DEFAULT = 4096
 _ABSURD = 10_000_000  # tokenizers that know no limit say 1e30
 _POSITION_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
 
@@ -29,6 +30,24 @@ def max_tokens_of(
     least = tokenizer.num_special_tokens_to_add(pair=True) + 2
     if asked < least:
         raise SpecError(f"--max-tokens {asked} leaves no room for text: give at least {least}")
+    return asked
+
+
+def decoder_max_tokens(asked: int | None, model: PreTrainedModel) -> int:
+    """Longest sequence of the engine: what was asked for, else the model's limit, at most 4096.
+
+    Raises:
+        SpecError: More was asked for than the model takes, or too little for an answer.
+    """
+    limit = min(
+        [*_position_limits(model), *_switching_limits(model.config.get_text_config())], default=None
+    )
+    if asked is None:
+        return _DECODER_DEFAULT if limit is None else min(_DECODER_DEFAULT, limit)
+    if limit is not None and asked > limit:
+        raise SpecError(f"--max-tokens {asked} is more than the {limit} that the model takes")
+    if asked < 2:
+        raise SpecError(f"--max-tokens {asked} leaves no room for an answer: give at least 2")
     return asked
 
 

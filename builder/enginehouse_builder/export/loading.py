@@ -9,20 +9,37 @@ the tokenizer's (or, as any token does, its end of text).
 import inspect
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.utils import logging as transformers_logging
 
 from enginehouse_builder.errors import ResolveError, UnsupportedModelError
 from enginehouse_builder.resolve import Resolved
-from enginehouse_builder.spec import BuildSpec
+from enginehouse_builder.spec import BuildSpec, Task
 
 __all__ = ["configured_pad_id", "inputs_of", "load_model", "load_tokenizer", "pad_id", "quiet"]
+
+
+class _Role(NamedTuple):
+    """What a task asks of a model."""
+
+    auto_class: type[_BaseAutoModelClass]
+    noun: str
+    verb: str
+
+
+_ROLES: Mapping[Task, _Role] = {
+    "classify": _Role(
+        transformers.AutoModelForSequenceClassification, "sequence classifier", "classify"
+    ),
+    "generate": _Role(transformers.AutoModelForCausalLM, "causal language model", "generate"),
+}
 
 
 def load_model(
@@ -31,22 +48,23 @@ def load_model(
     attention: str | None = None,
     experts: str | None = None,
 ) -> PreTrainedModel:
-    """Loads the classifier in fp32, ready to answer.
+    """Loads the model of the task in fp32, ready to answer.
 
     Args:
-        resolved: Where it is.
+        resolved: Where it is, and what it is built for.
         spec: Says whether the model's own code may run.
         attention: Implementation of attention; None leaves it to transformers.
         experts: Implementation of mixtures of experts, likewise.
 
     Raises:
-        UnsupportedModelError: transformers has no such classifier, or the checkpoint lacks weights
-            of it, which transformers would make up.
+        UnsupportedModelError: transformers has no such model, or the checkpoint lacks weights of
+            it, which transformers would make up.
         ResolveError: The weights cannot be read.
     """
+    role = _ROLES[resolved.task]
     try:
         with quiet():
-            model, found = transformers.AutoModelForSequenceClassification.from_pretrained(
+            model, found = role.auto_class.from_pretrained(
                 resolved.folder,
                 dtype=torch.float32,
                 attn_implementation=attention,
@@ -63,7 +81,7 @@ def load_model(
         raise UnsupportedModelError(
             f"{resolved.source.id} lacks {len(lost)} weights of {type(model).__name__}: "
             f"{_list(sorted(lost))}; its answers would be random. Give a checkpoint that was "
-            "trained to classify"
+            f"trained to {role.verb}"
         )
     model.eval().requires_grad_(False)
     return cast(PreTrainedModel, model)
@@ -141,11 +159,9 @@ def _show_progress_bars(shown: bool) -> None:
 
 
 def _loading_error(resolved: Resolved, error: Exception) -> Exception:
-    kind = resolved.config.model_type
+    kind, role = resolved.config.model_type, _ROLES[resolved.task]
     if "Unrecognized configuration class" in str(error):
-        return UnsupportedModelError(
-            f"transformers has no sequence classifier for models of type {kind!r}"
-        )
+        return UnsupportedModelError(f"transformers has no {role.noun} for models of type {kind!r}")
     if isinstance(error, ImportError):
         return UnsupportedModelError(
             f"{resolved.source.id} needs a package that is not installed: {_first_line(error)}"

@@ -6,6 +6,7 @@ import sys
 # server never calls home: make it look missing for the import, which then uses OpenVINO's own stub.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
+from .decoder import OpenVinoDecoder  # noqa: E402
 from .encoder import OpenVinoEncoder  # noqa: E402
 
-__all__ = ["OpenVinoEncoder"]
+__all__ = ["OpenVinoDecoder", "OpenVinoEncoder"]

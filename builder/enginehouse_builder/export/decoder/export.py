@@ -1,0 +1,109 @@
+"""The export of a causal language model, from its folder to graph, tokenizer and what they mean."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor as TorchTensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from enginehouse_builder.errors import UnsupportedModelError
+from enginehouse_builder.export.graph import FILE_NAME
+from enginehouse_builder.export.limits import decoder_max_tokens
+from enginehouse_builder.export.loading import load_model, load_tokenizer
+from enginehouse_builder.export.tokens import check_tokenizer, check_vocabulary, save_tokenizer
+from enginehouse_builder.manifest import GenerateTask, Tensor
+from enginehouse_builder.resolve import Resolved
+from enginehouse_builder.spec import BuildSpec
+
+from .generation import end_ids, generation_defaults, save_generation_config
+from .observe import Observed, observe
+from .trace import input_tensors, output_tensors, write_decoder
+
+__all__ = ["ExportedDecoder", "export_decoder"]
+
+_UNCUT = 1 << 20  # prompts are never cut to a length
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedDecoder:
+    """What was written, beside the files themselves; typed_json takes it.
+
+    Attributes:
+        inputs: Of the graph: a step's tokens and places, then the caches.
+        outputs: Logits, and the caches as they are then.
+        generate: What serves it.
+        max_tokens: Longest sequence, prompt and answer.
+        architecture: The model's class in transformers.
+    """
+
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    generate: GenerateTask
+    max_tokens: int
+    architecture: str
+
+
+def export_decoder(
+    resolved: Resolved, spec: BuildSpec, folder: Path, report: Callable[[str], None]
+) -> ExportedDecoder:
+    """Writes `model.onnx` (large weights in `model.onnx.data`) and `tokenizer/` into `folder`.
+
+    Args:
+        resolved: The original.
+        spec: Of it, max_tokens and trust_remote_code are read.
+        folder: Exists and is empty.
+        report: Is told what goes on.
+
+    Raises:
+        UnsupportedModelError: The model cannot be converted, or not exactly.
+        SpecError: More tokens are asked for than the model takes.
+        ResolveError: Its weights or tokenizer cannot be read.
+    """
+    tokenizer = load_tokenizer(resolved, spec)
+    report("loading the weights")
+    model = load_model(resolved, spec, "eager")
+    max_tokens = decoder_max_tokens(spec.max_tokens, model)
+    architecture = type(model).__name__
+    report(f"tracing {architecture}")
+    try:
+        observed = observe(model)
+        _save_text(resolved, model, tokenizer, folder / "tokenizer")
+        write_decoder(model, observed, max_tokens, folder / FILE_NAME)
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(
+            f"{architecture} of {resolved.source.id} cannot be converted: {error}"
+        ) from error
+    return ExportedDecoder(
+        inputs=input_tensors(observed.layers),
+        outputs=output_tensors(observed),
+        generate=_task(resolved, model, tokenizer, observed),
+        max_tokens=max_tokens,
+        architecture=architecture,
+    )
+
+
+def _save_text(
+    resolved: Resolved, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path
+) -> None:
+    table = getattr(model.get_input_embeddings(), "weight", None)
+    if isinstance(table, TorchTensor):
+        check_vocabulary(tokenizer, table.shape[0])
+    save_tokenizer(tokenizer, model.config, folder)
+    save_generation_config(resolved, model, folder)
+    check_tokenizer(folder, tokenizer, _UNCUT, pairs=False)
+
+
+def _task(
+    resolved: Resolved,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    observed: Observed,
+) -> GenerateTask:
+    return GenerateTask(
+        vocab_size=observed.vocab_size,
+        layers=observed.layers,
+        eos_ids=end_ids(model, tokenizer, observed.vocab_size),
+        has_chat_template=bool(tokenizer.chat_template),
+        defaults=generation_defaults(resolved),
+    )
