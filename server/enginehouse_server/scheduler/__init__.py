@@ -2,16 +2,37 @@
 
 from .batcher import Batch, EncoderBatcher
 from .encoder import EncoderScheduler
+from .generate import GenerateScheduler
+from .generate_policy import GeneratePolicy, StepFigures
+from .generate_work import (
+    DeliverTokens,
+    Emitted,
+    Ending,
+    FinishReason,
+    GenerateWork,
+    StructureSpec,
+    TokenLogprobs,
+)
 from .grid import LatencyModel, ShapeGrid
 from .work import Completion, EncoderWork, Policy
 
 __all__ = [
     "Batch",
     "Completion",
+    "DeliverTokens",
+    "Emitted",
     "EncoderBatcher",
     "EncoderScheduler",
     "EncoderWork",
+    "Ending",
+    "FinishReason",
+    "GeneratePolicy",
+    "GenerateScheduler",
+    "GenerateWork",
     "LatencyModel",
     "Policy",
     "ShapeGrid",
+    "StepFigures",
+    "StructureSpec",
+    "TokenLogprobs",
 ]

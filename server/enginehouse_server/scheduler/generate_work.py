@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from enginehouse_server.errors import EnginehouseError
-from enginehouse_server.sampling import SamplingSettings
+from enginehouse_server.sampling import SamplingSettings, StructureSpec, TokenLogprobs
 
 __all__ = [
     "DeliverTokens",
@@ -22,18 +22,6 @@ __all__ = [
 ]
 
 FinishReason = Literal["eos", "length", "stop", "cancelled"]
-
-
-class StructureSpec(NamedTuple):
-    """What the text must look like.
-
-    Attributes:
-        kind: How to read `source`.
-        source: A JSON schema, a regular expression, or a JSON list of choices.
-    """
-
-    kind: Literal["json_schema", "regex", "choices"]
-    source: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,18 +55,6 @@ class GenerateWork:
     priority: int = 0
     arrived_at: float = 0.0
     deadline: float = float("inf")
-
-
-class TokenLogprobs(NamedTuple):
-    """How likely a token was, by the logits after penalties and bias, before temperature.
-
-    Attributes:
-        logprob: Of the token itself, natural logarithm.
-        top: The most likely tokens and theirs, best first, as many as were asked for.
-    """
-
-    logprob: float
-    top: Sequence[tuple[int, float]]
 
 
 class Ending(NamedTuple):

@@ -1,0 +1,110 @@
+"""Draws a token from one row of logits: temperature, top_k, top_p, min_p, then the choice.
+
+A row is cut before anything is sorted: whatever is drawn costs a pass or two over the vocabulary.
+"""
+
+from math import log
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .largest import largest
+from .settings import SamplingSettings
+
+__all__ = ["GREEDY_TEMPERATURE", "draw"]
+
+Real = TypeVar("Real", np.float32, np.float64)
+
+# Below it a difference of 1e-3 between logits is a factor of e**100: the most likely token.
+GREEDY_TEMPERATURE = 1e-5
+_FIRST_NUCLEUS = 64  # most likely tokens that are tried first for top_p
+_GROUP = 256  # weights that are summed before the sums are accumulated
+
+
+def draw(row: NDArray[np.float32], best: float, settings: SamplingSettings, uniform: float) -> int:
+    """Draws a token.
+
+    Args:
+        row: Logits `[vocab]`; minus infinity for what must not come. Not changed.
+        best: Their maximum, finite.
+        settings: A temperature of at least `GREEDY_TEMPERATURE`.
+        uniform: A random number, 0 to below 1. The token is where it falls in the distribution.
+    """
+    if settings.top_k:
+        ids = largest(row, settings.top_k)
+        weights = _weights(row[ids].astype(np.float64), best, settings.temperature)
+        return _draw_sorted(ids, weights, settings, float(weights.sum()), uniform)
+    if settings.top_p < 1:
+        return _draw_nucleus(row, best, settings, uniform)
+    if settings.min_p > 0:
+        # Rounded down a little: the exact test is on the weights.
+        ids = np.flatnonzero(row >= best + settings.temperature * log(settings.min_p) - 1e-3)
+        weights = _weights(row[ids].astype(np.float64), best, settings.temperature)
+        is_kept = weights >= settings.min_p
+        return int(ids[is_kept][_place(weights[is_kept], uniform)])
+    return _place(_weights(row, best, settings.temperature), uniform)
+
+
+def _draw_nucleus(
+    row: NDArray[np.float32], best: float, settings: SamplingSettings, uniform: float
+) -> int:
+    """Sorts ever more of the most likely tokens until they reach `top_p` (Holtzman et al. 2020)."""
+    total = float(_weights(row, best, settings.temperature).sum(dtype=np.float64))
+    size = _FIRST_NUCLEUS
+    while True:
+        ids = largest(row, min(size, len(row)))
+        weights = _weights(row[ids].astype(np.float64), best, settings.temperature)
+        is_enough = weights.sum() >= settings.top_p * total or weights[-1] < settings.min_p
+        if is_enough or len(ids) < size:
+            return _draw_sorted(ids, weights, settings, total, uniform)
+        size *= 8
+
+
+def _draw_sorted(
+    ids: NDArray[np.int64],
+    weights: NDArray[np.float64],
+    settings: SamplingSettings,
+    total: float,
+    uniform: float,
+) -> int:
+    """Draws from the first of `weights` (descending) that top_p and min_p leave."""
+    num_kept = len(weights)
+    if settings.top_p < 1:
+        reached = np.searchsorted(np.cumsum(weights), settings.top_p * total)
+        num_kept = min(num_kept, int(reached) + 1)
+    if settings.min_p > 0:
+        num_kept = min(num_kept, int(np.count_nonzero(weights >= settings.min_p)))
+    return int(ids[_place(weights[:num_kept], uniform)])
+
+
+def _weights(values: NDArray[Real], best: float, temperature: float) -> NDArray[Real]:
+    """Probabilities relative to the most likely token's, in the precision of the values."""
+    number = values.dtype.type
+    weights: NDArray[Real] = np.exp((values - number(best)) / number(temperature))
+    return weights
+
+
+def _place(weights: NDArray[Real], uniform: float) -> int:
+    """Where `uniform` falls among weights laid end to end; never on a weight of 0.
+
+    Accumulating is slow where summing is not, so that groups are summed, and accumulated only
+    within the one that is hit.
+    """
+    num_groups = len(weights) // _GROUP
+    if num_groups < 4:
+        sums = np.cumsum(weights, dtype=np.float64)
+        return _first_beyond(sums, uniform * float(sums[-1]))
+    split = num_groups * _GROUP
+    groups = weights[:split].reshape(num_groups, _GROUP).sum(axis=1, dtype=np.float64)
+    ends = np.cumsum(np.append(groups, weights[split:].sum(dtype=np.float64)))
+    group = _first_beyond(ends, uniform * float(ends[-1]))
+    before = float(ends[group - 1]) if group else 0.0
+    within = np.cumsum(weights[group * _GROUP : (group + 1) * _GROUP], dtype=np.float64)
+    return group * _GROUP + _first_beyond(within, max(uniform * float(ends[-1]) - before, 0.0))
+
+
+def _first_beyond(sums: NDArray[np.float64], target: float) -> int:
+    """The first of ascending sums above `target`; where rounding left none, the last to rise."""
+    place = int(np.searchsorted(sums, target, side="right"))
+    return place if place < len(sums) else int(np.searchsorted(sums, sums[-1]))
