@@ -58,7 +58,7 @@ def _generic_from_json(kind: object, value: object, where: str) -> object:
     if origin is tuple:
         if not isinstance(value, list):
             raise MismatchError(f"{where} must be a list, is {value!r}")
-        return tuple(_parse(arguments[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+        return _tuple_from_json(arguments, value, where)
     if origin is dict:
         if not isinstance(value, dict):
             raise MismatchError(f"{where} must be an object, is {value!r}")
@@ -68,6 +68,15 @@ def _generic_from_json(kind: object, value: object, where: str) -> object:
     if value not in arguments:  # a Literal
         raise MismatchError(f"{where} must be one of {arguments}, is {value!r}")
     return value
+
+
+def _tuple_from_json(kinds: tuple[object, ...], value: list[object], where: str) -> object:
+    if kinds[-1] is Ellipsis:
+        kinds = (kinds[0],) * len(value)
+    elif len(kinds) != len(value):
+        raise MismatchError(f"{where} must hold {len(kinds)} values, holds {len(value)}")
+    places = enumerate(zip(kinds, value, strict=True))
+    return tuple(_parse(kind, v, f"{where}[{i}]") for i, (kind, v) in places)
 
 
 def _union_from_json(kinds: tuple[object, ...], value: object, where: str) -> object:
