@@ -164,4 +164,4 @@ async def _stream(
 
 
 def _prompt(num_tokens: int, seed: int) -> list[int]:
-    return np.random.default_rng(seed).integers(1000, 20_000, num_tokens).tolist()
+    return [int(i) for i in np.random.default_rng(seed).integers(1000, 20_000, num_tokens)]

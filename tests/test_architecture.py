@@ -24,7 +24,7 @@ SERVER_PARTS = {
     "sampling": {"engine", "errors"},
     "scheduler": {"engine", "sampling", "errors"},
     "tasks": {"scheduler", "sampling", "text", "engine", "telemetry", "errors"},
-    "repository": {"tasks", "scheduler", "engine", "text", "errors"},
+    "repository": {"tasks", "scheduler", "sampling", "engine", "text", "errors"},
     "rpc": {"repository", "tasks", "text", "telemetry", "config", "errors"},
 }
 RUNTIMES = {"openvino", "onnxruntime", "tensorrt", "pycuda", "cuda"}

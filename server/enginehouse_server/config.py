@@ -5,7 +5,16 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-__all__ = ["BatchingConfig", "ConfigError", "EngineConfig", "GrpcConfig", "ServerConfig", "setting"]
+__all__ = [
+    "BatchingConfig",
+    "ConfigError",
+    "EngineConfig",
+    "GenerateConfig",
+    "GrpcConfig",
+    "ServerConfig",
+    "setting",
+    "split_address",
+]
 
 _REPOSITORY = Path("repository")
 
@@ -35,6 +44,9 @@ class GrpcConfig:
         0.5, "On SIGTERM, say not-serving this long before taking no new requests.", "s"
     )
     drain_timeout_s: float = setting(30.0, "Then let requests in flight take this long.", "s")
+    stream_stall_timeout_s: float = setting(
+        60.0, "End a stream of generated text that is not read for this.", "s"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +68,37 @@ class BatchingConfig:
         "Most padded tokens of a batch of several inputs, at most the engine's; 0 is what keeps "
         "the threads busy, 128 for each and at least 256.",
         "tokens",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateConfig:
+    """How models that generate are served."""
+
+    cache_memory: float = setting(
+        0.0,
+        "Most memory for the cached keys and values of a model; 0 is half of what is free when it "
+        "is loaded.",
+        "GiB",
+    )
+    max_running: int = setting(0, "Lowers the sequences that run at once; 0 leaves the engine's.")
+    max_sequence_tokens: int = setting(
+        0, "Lowers the longest prompt and answer together; 0 leaves the engine's.", "tokens"
+    )
+    max_step_tokens: int = setting(
+        0, "Lowers the tokens that one step computes; 0 leaves the engine's.", "tokens"
+    )
+    prefill_tokens_beside_decodes: int = setting(
+        64,
+        "Most tokens of prompts in a step that running sequences wait for: more starts new "
+        "sequences sooner, fewer keep the time between two tokens of the others short.",
+        "tokens",
+    )
+    max_waiting: int = setting(512, "Most sequences that wait, for each model.")
+    max_wait_s: float = setting(60.0, "Refuse a request that would wait longer than this.", "s")
+    max_num_sequences: int = setting(16, "Most sequences from one prompt.")
+    prefix_cache: Literal["on", "off"] = setting(
+        "on", "Whether what the cache has of earlier prompts is used again."
     )
 
 
@@ -87,6 +130,7 @@ class ServerConfig:
     log_format: Literal["text", "json"] = setting("text", "Form of the log lines on stderr.")
     grpc: GrpcConfig = field(default_factory=GrpcConfig)
     batching: BatchingConfig = field(default_factory=BatchingConfig)
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:
@@ -135,9 +179,15 @@ def _address_faults(config: ServerConfig) -> list[str]:
 
 
 def _number_faults(config: ServerConfig) -> list[str]:
-    least = {"max_message_bytes": 1024, "max_queue": 1, "max_inputs": 1}
+    least = {"max_message_bytes": 1024, "stream_stall_timeout_s": 0.001} | dict.fromkeys(
+        (
+            *("max_queue", "max_inputs", "max_waiting", "max_num_sequences"),
+            "prefill_tokens_beside_decodes",
+        ),
+        1,
+    )
     faults = []
-    for section in (config.grpc, config.batching, config.engine):
+    for section in (config.grpc, config.batching, config.generate, config.engine):
         for f in fields(section):
             value, low = getattr(section, f.name), least.get(f.name, 0)
             if isinstance(value, int | float) and value < low:

@@ -6,31 +6,20 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
-from .config import BatchingConfig, ServerConfig, split_address
+from .config import ServerConfig, split_address
 from .engine.priority import compute_first, give_way
-from .engine.threads import available_threads, default_lanes
 from .errors import ModelNotFoundError, UnloadableError
-from .repository import (
-    Catalog,
-    Entry,
-    Found,
-    LoadedClassifier,
-    LoadSettings,
-    load_classifier,
-    scan,
-)
+from .repository import Catalog, Entry, Found, LoadedClassifier, LoadedDecoder, scan
 from .rpc import GrpcServer
-from .scheduler import EncoderBatcher, EncoderScheduler, Policy
-from .scheduler.batcher import Batch
-from .scheduler.encoder import Deliver
-from .tasks.classify import Classifier, ClassifierTraits
-from .tasks.scores import default_activation
+from .running import create_runner, load_version
+from .tasks import Generator
 from .telemetry import Metrics
 from .telemetry.metrics import MetricsPage
 
 __all__ = ["Server", "run"]
 
 _log = logging.getLogger(__name__)
+_LAST_TOKENS_S = 1.0  # for answers that the end of the drain cuts off
 
 
 class Server:
@@ -79,15 +68,20 @@ class Server:
         for entry in list(self._catalog):
             if entry.state == "ready":
                 self._catalog.put(replace(entry, state="draining", reason="the server is stopping"))
-        await self._grpc.stop(config.drain_timeout_s)
+        generators = [e.runner for e in self._catalog if isinstance(e.runner, Generator)]
+        # Sequences that outlast the drain end as cancelled, and their callers are still told so.
+        await asyncio.gather(
+            self._grpc.stop(config.drain_timeout_s + _LAST_TOKENS_S),
+            *(generator.close(config.drain_timeout_s) for generator in generators),
+        )
         await self.close()
 
     async def close(self) -> None:
         """Releases everything, without waiting for anybody."""
         await self._grpc.stop(0)
         for entry in list(self._catalog):
-            if entry.classifier is not None and entry.loaded is not None:
-                await entry.classifier.close(0)
+            if entry.runner is not None and entry.loaded is not None:
+                await entry.runner.close(0)
                 entry.loaded.engine.close()
         if self._page is not None:
             await asyncio.to_thread(self._page.close)
@@ -96,7 +90,7 @@ class Server:
         loading = Entry(found.model, found.version, "loading", "it is being loaded")
         name = f"{found.model} version {found.version}"
         try:
-            loaded = await asyncio.to_thread(_load_first, found.folder, self._load_settings())
+            loaded = await asyncio.to_thread(_load_first, found.folder, self._config)
         except UnloadableError as error:
             _log.error("%s cannot be served: %s", name, error)
             self._catalog.put(replace(loading, state="unloadable", reason=str(error)))
@@ -106,7 +100,7 @@ class Server:
             reason = f"loading failed: {type(error).__name__}; the server's log says more"
             self._catalog.put(replace(loading, state="unloadable", reason=reason))
             return
-        classifier = self._classifier(loaded)
+        runner = create_runner(loaded, self._config, self._metrics)
         _log.info(
             "%s is ready: %s %s (%s) on %s",
             name,
@@ -115,41 +109,8 @@ class Server:
             loaded.chosen.precision,
             loaded.engine.device,
         )
-        entry = Entry(found.model, found.version, "ready", "", loaded, classifier)
+        entry = Entry(found.model, found.version, "ready", "", loaded, runner)
         self._catalog.put(entry)
-
-    def _load_settings(self) -> LoadSettings:
-        config = self._config
-        num_threads = config.engine.threads or available_threads()
-        return LoadSettings(
-            num_threads=num_threads,
-            num_lanes=config.engine.lanes or default_lanes(num_threads),
-            max_tokens=config.batching.max_tokens,
-            max_batch=config.batching.max_batch,
-            max_batch_tokens=config.batching.max_batch_tokens,
-        )
-
-    def _classifier(self, loaded: LoadedClassifier) -> Classifier:
-        manifest, task = loaded.manifest, loaded.task
-        telemetry = self._metrics.of_model(manifest.model, manifest.version)
-        traits = ClassifierTraits(
-            labels=task.labels,
-            activation=default_activation(task.problem),
-            accepts_pairs=task.accepts_pairs,
-            max_tokens=loaded.max_tokens,
-            max_inputs=self._config.batching.max_inputs,
-        )
-        policy = _policy(self._config.batching, loaded)
-
-        def create_scheduler(deliver: Deliver) -> EncoderScheduler:
-            def on_batch(batch: Batch, seconds: float) -> None:
-                tokens = batch.shape.num_tokens
-                telemetry.batch_ended(len(batch.members), batch.num_tokens, tokens)
-
-            batcher = EncoderBatcher(loaded.grid, loaded.latency, policy)
-            return EncoderScheduler(batcher, loaded.engine.lanes, deliver, on_batch)
-
-        return Classifier(traits, loaded.tokenizer, create_scheduler, telemetry)
 
     def _on_change(self, entry: Entry) -> None:
         self._metrics.set_state(entry.model, entry.version, entry.state)
@@ -180,18 +141,9 @@ async def run(config: ServerConfig) -> None:
         await server.close()
 
 
-def _load_first(folder: Path, settings: LoadSettings) -> LoadedClassifier:
+def _load_first(folder: Path, config: ServerConfig) -> LoadedClassifier | LoadedDecoder:
     compute_first()
-    return load_classifier(folder, settings)
-
-
-def _policy(config: BatchingConfig, loaded: LoadedClassifier) -> Policy:
-    return Policy(
-        max_queue=config.max_queue,
-        max_queue_s=config.max_queue_s,
-        window=config.batch_window,
-        equal_lengths=loaded.task.padding == "equal_length",
-    )
+    return load_version(folder, config)
 
 
 def _chosen(found: list[Found], config: ServerConfig) -> list[Found]:

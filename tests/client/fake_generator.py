@@ -20,9 +20,9 @@ class FakeGenerator(FakeServer):
     """Answers every prompt with as many tokens as were asked for, `per_message` at a time.
 
     Attributes:
-        generate_step: Awaited before each message with its number, from 0; may raise what `status`
+        message_step: Awaited before each message with its number, from 0; may raise what `status`
             gives, or wait.
-        prompts: Requests that came, in order.
+        asked: Requests that came, in order.
         per_message: Tokens of a message.
         num_left: Streams whose caller went away.
         finish_reason: How answers end; unspecified is not at all.
@@ -31,8 +31,8 @@ class FakeGenerator(FakeServer):
 
     def __init__(self) -> None:
         super().__init__()
-        self.generate_step: Step = _no_step
-        self.prompts: list[pb.GenerateRequest] = []
+        self.message_step: Step = _no_step
+        self.asked: list[pb.GenerateRequest] = []
         self.per_message = 1
         self.num_left = 0
         self.finish_reason = generate_pb2.FINISH_REASON_LENGTH
@@ -92,11 +92,11 @@ class FakeGenerator(FakeServer):
     async def _sequences(
         self, request: pb.GenerateRequest
     ) -> AsyncIterator[generate_pb2.GeneratedSequence]:
-        self.prompts.append(request)
+        self.asked.append(request)
         num_asked = request.stopping.max_new_tokens
         starts = range(0, num_asked, self.per_message)
         for number, start in enumerate(starts):
-            await self.generate_step(request, number)
+            await self.message_step(request, number)
             ids = range(FIRST_ID + start, FIRST_ID + min(start + self.per_message, num_asked))
             sequence = generate_pb2.GeneratedSequence(text="a" * len(ids), token_ids=ids)
             if start == starts[-1]:

@@ -15,6 +15,7 @@ from grpc_health.v1 import health_pb2
 from grpc_health.v1._async import HealthServicer
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
+from enginehouse.v1 import generate_pb2 as generate_pb
 from enginehouse.v1 import inference_service_pb2 as pb
 from enginehouse.v1 import model_service_pb2 as model_pb
 from enginehouse.v1 import types_pb2
@@ -77,6 +78,10 @@ class FakeServer(InferenceServiceServicer, ModelServiceServicer):
         metadata: Metadata of each unary call.
         models: What ListModels says.
         end_stream_after: Aborts a stream after so many answers.
+        pieces: What is generated.
+        generate_step: Awaited before each piece, with its position; may raise, or wait.
+        prompts: Requests to generate or tokenize that came, in order.
+        num_cancelled: Streams of pieces that their callers left.
     """
 
     def __init__(self) -> None:
@@ -85,6 +90,10 @@ class FakeServer(InferenceServiceServicer, ModelServiceServicer):
         self.metadata: list[dict[str, str | bytes]] = []
         self.models = [model()]
         self.end_stream_after: int | None = None
+        self.pieces = ["One", " two", " three."]
+        self.generate_step: Callable[[int], Awaitable[None]] = _no_pause
+        self.prompts: list[pb.GenerateRequest | pb.TokenizeRequest] = []
+        self.num_cancelled = 0
         self.health = HealthServicer()
         self.port = 0
 
@@ -130,22 +139,49 @@ class FakeServer(InferenceServiceServicer, ModelServiceServicer):
     async def Generate(  # noqa: N802
         self, request: pb.GenerateRequest, context: Context
     ) -> pb.GenerateResponse:
-        return await _abort(context, status(grpc.StatusCode.UNIMPLEMENTED, "not scripted"))
+        self.metadata.append(dict(context.invocation_metadata() or ()))
+        self.prompts.append(request)
+        try:
+            await self.generate_step(0)
+        except ScriptedError as error:
+            return await _abort(context, error)
+        return pb.GenerateResponse(
+            model=request.model,
+            version=request.version or 1,
+            sequences=[ended("".join(self.pieces), i) for i in range(num_sequences(request))],
+            prompt_logprobs=[scored("The", -0.5)],
+        )
 
     async def GenerateStream(  # type: ignore[override]  # noqa: N802
         self, request: pb.GenerateStreamRequest, context: Context
     ) -> None:
-        await _abort(context, status(grpc.StatusCode.UNIMPLEMENTED, "not scripted"))
+        self.metadata.append(dict(context.invocation_metadata() or ()))
+        self.prompts.append(request.request)
+        try:
+            for position, text in enumerate(self.pieces):
+                await self.generate_step(position)
+                is_last = position == len(self.pieces) - 1
+                piece = ended(text) if is_last else generate_pb.GeneratedSequence(text=text)
+                await context.write(
+                    pb.GenerateStreamResponse(model=request.request.model, sequences=[piece])
+                )
+        except ScriptedError as error:
+            await _abort(context, error)
+        except asyncio.CancelledError:
+            self.num_cancelled += 1
+            raise
 
     async def Tokenize(  # noqa: N802
         self, request: pb.TokenizeRequest, context: Context
     ) -> pb.TokenizeResponse:
-        return await _abort(context, status(grpc.StatusCode.UNIMPLEMENTED, "not scripted"))
+        self.prompts.append(request)
+        return pb.TokenizeResponse(token_ids=[1, 5, 6], text="<s>a b", max_tokens=64)
 
     async def Detokenize(  # noqa: N802
         self, request: pb.DetokenizeRequest, context: Context
     ) -> pb.DetokenizeResponse:
-        return await _abort(context, status(grpc.StatusCode.UNIMPLEMENTED, "not scripted"))
+        kept = "<s>" if request.keep_special_tokens else ""
+        return pb.DetokenizeResponse(text=kept + " ".join(map(str, request.token_ids)))
 
     async def ListModels(  # noqa: N802
         self, request: model_pb.ListModelsRequest, context: Context
@@ -177,6 +213,45 @@ async def _abort(context: Context, error: ScriptedError) -> NoReturn:
 
 async def _no_step(request: pb.ClassifyRequest) -> None:
     """Answers at once."""
+
+
+async def _no_pause(position: int) -> None:
+    """Goes on at once."""
+
+
+def num_sequences(request: pb.GenerateRequest) -> int:
+    """How many sequences a request asks for."""
+    return request.sampling.num_sequences or 1
+
+
+def scored(text: str, logprob: float) -> generate_pb.TokenLogprob:
+    """A token and how likely it was, with one other."""
+    other = generate_pb.TokenLogprob(token_id=8, text="!", logprob=-3.0)
+    return generate_pb.TokenLogprob(token_id=7, text=text, logprob=logprob, top=[other])
+
+
+def ended(text: str, index: int = 0) -> generate_pb.GeneratedSequence:
+    """The last that is heard of a sequence."""
+    return generate_pb.GeneratedSequence(
+        index=index,
+        text=text,
+        token_ids=[7, 8, 9],
+        logprobs=[scored(" two", -1.0)],
+        finish_reason=generate_pb.FINISH_REASON_STOP,
+        stop_string="\n",
+        usage=generate_pb.Usage(prompt_tokens=4, cached_tokens=2, generated_tokens=3),
+        timing=generate_pb.GenerateTiming(
+            queue_ms=0.5, prefill_ms=1.5, ttft_ms=2.0, mean_itl_ms=1.25, total_ms=4.5
+        ),
+    )
+
+
+def writer() -> model_pb.Model:
+    """A model that generates."""
+    found = model("writer")
+    found.task, found.accepts_chat = "generate", True
+    found.ClearField("labels")
+    return found
 
 
 def model(name: str = "topics", version: int = 1) -> model_pb.Model:

@@ -4,7 +4,6 @@ import asyncio
 import json
 import shutil
 import socket
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,25 +23,13 @@ from enginehouse_client import (
     OverloadedError,
     RetryPolicy,
 )
+from tests.fixtures.metrics import metrics_of, sum_of
 from tests.fixtures.server import ServerProcess, enginehouse
 
 MODEL = "tiny"
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 ONCE = RetryPolicy(max_attempts=1)
-
-
-def metrics_of(server: ServerProcess) -> dict[str, float]:
-    with urllib.request.urlopen(f"http://{server.http_address}/metrics") as page:
-        lines = page.read().decode().splitlines()
-    return {k: float(v) for k, v in (x.rsplit(" ", 1) for x in lines if not x.startswith("#"))}
-
-
-def sum_of(metrics: dict[str, float], name: str, **labels: str) -> float:
-    wanted = [f'{k}="{v}"' for k, v in labels.items()]
-    return sum(
-        v for k, v in metrics.items() if k.split("{")[0] == name and all(w in k for w in wanted)
-    )
 
 
 def health_of(server: ServerProcess, name: str) -> int:

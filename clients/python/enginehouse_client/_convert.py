@@ -105,11 +105,16 @@ def model_from_pb(model: model_pb.Model) -> Model:
         activation=_ACTIVATION_FROM_PB.get(model.activation),
         accepts_pairs=model.accepts_pairs,
         limits=ModelLimits(
-            limits.max_tokens, limits.max_batch, limits.max_batch_tokens, limits.max_inputs
+            max_tokens=limits.max_tokens,
+            max_batch=limits.max_batch,
+            max_batch_tokens=limits.max_batch_tokens,
+            max_inputs=limits.max_inputs,
+            cache_tokens=limits.cache_tokens,
         ),
         engine=_engine_from_pb(model.engine) if model.HasField("engine") else None,
         source=model.source,
         source_sha256=model.source_sha256,
+        accepts_chat=model.accepts_chat,
     )
 
 
@@ -144,7 +149,7 @@ def _result_from_pb(result: inference_pb.ClassifyResult) -> Result:
 
 def _engine_from_pb(engine: types_pb.Engine) -> Engine:
     certificate = engine.certificate
-    agreement = certificate.top1_agreement if certificate.HasField("top1_agreement") else None
+    has = certificate.HasField
     return Engine(
         backend=engine.backend,
         target=engine.target,
@@ -157,7 +162,14 @@ def _engine_from_pb(engine: types_pb.Engine) -> Engine:
             max_abs_error=certificate.max_abs_error,
             mean_abs_error=certificate.mean_abs_error,
             min_cosine=certificate.min_cosine,
-            top1_agreement=agreement,
+            top1_agreement=certificate.top1_agreement if has("top1_agreement") else None,
             tolerance=certificate.tolerance,
+            token_agreement=certificate.token_agreement if has("token_agreement") else None,
+            mean_kl=certificate.mean_kl if has("mean_kl") else None,
+            perplexity=certificate.perplexity if has("perplexity") else None,
+            reference_perplexity=(
+                certificate.reference_perplexity if has("reference_perplexity") else None
+            ),
         ),
+        cache_precision=engine.cache_precision,
     )

@@ -1,7 +1,7 @@
 """The client for programs with asyncio; client.py has its twin. Belongs to one event loop."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
@@ -9,15 +9,33 @@ from typing import TYPE_CHECKING, Self, TypeVar
 import grpc
 from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 
+from enginehouse.v1 import inference_service_pb2 as pb
 from enginehouse.v1 import model_service_pb2 as model_pb
 from enginehouse.v1.inference_service_pb2_grpc import InferenceServiceStub
 from enginehouse.v1.model_service_pb2_grpc import ModelServiceStub
 
 from ._base import ClientBase
 from ._convert import classification_from_pb, model_from_pb, request_to_pb
+from ._convert_generate import (
+    GenerateArguments,
+    generate_to_pb,
+    generation_from_pb,
+    piece_from_pb,
+    prompt_to_pb,
+)
 from ._health import HEALTH_METHOD, health_request, is_serving
 from ._status import Call, error_from_rpc
 from .errors import ConnectionFailedError, DeadlineError
+from .generate_messages import (
+    Generation,
+    GenerationPiece,
+    OutputOptions,
+    PromptInput,
+    Sampling,
+    Stopping,
+    Structure,
+    TokenizedPrompt,
+)
 from .messages import Activation, Classification, ClassifyInput, ClassifyRequest, Model
 from .retry import Attempts
 from .stream import ClassifyStream
@@ -94,6 +112,112 @@ class AsyncClient(ClientBase):
         metadata = self._metadata_of(call)
         return ClassifyStream(self._inference, call, metadata, max_in_flight, self._attempts)
 
+    async def generate(  # noqa: PLR0913 - what a request may say, as keywords
+        self,
+        model: str,
+        prompt: PromptInput,
+        *,
+        sampling: Sampling | None = None,
+        stopping: Stopping | None = None,
+        output: OutputOptions | None = None,
+        structure: Structure | None = None,
+        version: int | None = None,
+        version_label: str | None = None,
+        priority: int | None = None,
+        truncate_tokens: int | None = None,
+        timeout_s: float | None = None,
+        request_id: str | None = None,
+    ) -> Generation:
+        """Continues a prompt, and answers when it is done; see `Client.generate`.
+
+        Raises:
+            EnginehouseError: One of its subclasses says what went wrong.
+        """
+        request = generate_to_pb(
+            GenerateArguments(
+                *(model, prompt, sampling, stopping, output, structure),
+                *(version, version_label, priority, truncate_tokens),
+            )
+        )
+        call = self._new_call(timeout_s, request_id)
+        attempts = self._attempts(call)
+        response = await self._unary(self._inference.Generate, request, call, attempts)
+        return generation_from_pb(response, call.request_id)
+
+    def generate_stream(  # noqa: PLR0913 - what a request may say, as keywords
+        self,
+        model: str,
+        prompt: PromptInput,
+        *,
+        sampling: Sampling | None = None,
+        stopping: Stopping | None = None,
+        output: OutputOptions | None = None,
+        structure: Structure | None = None,
+        version: int | None = None,
+        version_label: str | None = None,
+        priority: int | None = None,
+        truncate_tokens: int | None = None,
+        timeout_s: float | None = None,
+        request_id: str | None = None,
+    ) -> AsyncGenerator[GenerationPiece, None]:
+        """Continues a prompt piece by piece; see `Client.generate_stream`.
+
+        Raises:
+            EnginehouseError: From the iterator; one of its subclasses says what went wrong.
+        """
+        request = generate_to_pb(
+            GenerateArguments(
+                *(model, prompt, sampling, stopping, output, structure),
+                *(version, version_label, priority, truncate_tokens),
+            )
+        )
+        call = Call(self.target, self._new_call(None, request_id).request_id, timeout_s)
+        return self._pieces(pb.GenerateStreamRequest(request=request), call)
+
+    async def tokenize(
+        self,
+        model: str,
+        prompt: PromptInput,
+        *,
+        version: int | None = None,
+        version_label: str | None = None,
+        timeout_s: float | None = None,
+    ) -> TokenizedPrompt:
+        """The tokens that `generate` would begin with, and what a chat template makes of a chat."""
+        call = self._new_call(timeout_s)
+        request = pb.TokenizeRequest(
+            model=model,
+            version=version,
+            version_label=version_label,
+            prompt=prompt_to_pb(prompt),
+        )
+        attempts = self._attempts(call)
+        found = await self._unary(self._inference.Tokenize, request, call, attempts)
+        return TokenizedPrompt(tuple(found.token_ids), found.text, found.max_tokens)
+
+    async def detokenize(
+        self,
+        model: str,
+        token_ids: Sequence[int],
+        *,
+        keep_special_tokens: bool = False,
+        version: int | None = None,
+        version_label: str | None = None,
+        timeout_s: float | None = None,
+    ) -> str:
+        """The text of tokens."""
+        call = self._new_call(timeout_s)
+        request = pb.DetokenizeRequest(
+            model=model,
+            version=version,
+            version_label=version_label,
+            token_ids=token_ids,
+            keep_special_tokens=keep_special_tokens,
+        )
+        attempts = self._attempts(call)
+        found = await self._unary(self._inference.Detokenize, request, call, attempts)
+        return found.text
+
     async def list_models(self, *, timeout_s: float | None = None) -> tuple[Model, ...]:
         """Every model of the server's repository, by name and then version, newest first."""
         call = self._new_call(timeout_s)
@@ -123,6 +247,32 @@ class AsyncClient(ClientBase):
         except (ConnectionFailedError, DeadlineError):
             return False
         return is_serving(response)
+
+    async def _pieces(
+        self, request: pb.GenerateStreamRequest, call: Call
+    ) -> AsyncGenerator[GenerationPiece, None]:
+        attempts, metadata = self._attempts(call), self._metadata_of(call)
+        wait_s: float | None = 0.0
+        while wait_s is not None:
+            has_begun = False
+            responses = self._inference.GenerateStream(
+                request, timeout=attempts.remaining_s(), metadata=metadata
+            )
+            try:
+                async for response in responses:
+                    has_begun = True
+                    yield piece_from_pb(response, call.request_id)
+            except grpc.RpcError as failure:
+                error = error_from_rpc(failure, call)
+                wait_s = None if has_begun else attempts.wait_after(error)
+                if wait_s is None:
+                    raise error from failure
+                await asyncio.sleep(wait_s)
+            else:
+                attempts.succeeded()
+                return
+            finally:
+                responses.cancel()
 
     async def _unary(
         self,

@@ -29,6 +29,7 @@ _KNOWN = {
     "check": _Known("Tell which engines of a repository run on this machine.", "server", True),
     "classify": _Known("Classify texts with a served model."),
     "demo": _Known("Train and build the demo models.", "demo", True),
+    "generate": _Known("Continue a prompt with a served model, or talk to it."),
     "inspect": _Known("Show what a repository holds, and how it was proven.", "builder"),
     "loadtest": _Known("Measure a server under load.", "loadtest"),
     "machine": _Known("Describe this machine as an engine sees it.", "server"),

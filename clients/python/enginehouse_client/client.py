@@ -1,7 +1,7 @@
 """The client for programs without asyncio; aio.py has its twin. Safe to share between threads."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from functools import cached_property
 from types import TracebackType
 from typing import Self, TypeVar
@@ -9,16 +9,34 @@ from typing import Self, TypeVar
 import grpc
 from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 
+from enginehouse.v1 import inference_service_pb2 as pb
 from enginehouse.v1 import model_service_pb2 as model_pb
 from enginehouse.v1.inference_service_pb2_grpc import InferenceServiceStub
 from enginehouse.v1.model_service_pb2_grpc import ModelServiceStub
 
 from ._base import ClientBase
 from ._convert import answer_from_pb, classification_from_pb, model_from_pb, request_to_pb
+from ._convert_generate import (
+    GenerateArguments,
+    generate_to_pb,
+    generation_from_pb,
+    piece_from_pb,
+    prompt_to_pb,
+)
 from ._health import HEALTH_METHOD, health_request, is_serving
 from ._outgoing import Outgoing
 from ._status import Call, error_from_rpc
 from .errors import ConnectionFailedError, DeadlineError
+from .generate_messages import (
+    Generation,
+    GenerationPiece,
+    OutputOptions,
+    PromptInput,
+    Sampling,
+    Stopping,
+    Structure,
+    TokenizedPrompt,
+)
 from .messages import (
     Activation,
     Classification,
@@ -136,6 +154,130 @@ class Client(ClientBase):
             outgoing.stop()
             responses.cancel()
 
+    def generate(  # noqa: PLR0913 - what a request may say, as keywords
+        self,
+        model: str,
+        prompt: PromptInput,
+        *,
+        sampling: Sampling | None = None,
+        stopping: Stopping | None = None,
+        output: OutputOptions | None = None,
+        structure: Structure | None = None,
+        version: int | None = None,
+        version_label: str | None = None,
+        priority: int | None = None,
+        truncate_tokens: int | None = None,
+        timeout_s: float | None = None,
+        request_id: str | None = None,
+    ) -> Generation:
+        """Continues a prompt, and answers when it is done.
+
+        Args:
+            model: Name of the model as served.
+            prompt: A text, token ids, or a `Chat`.
+            sampling: How tokens are chosen; None is by the model's own defaults.
+            stopping: When a sequence ends; None is at the model's own end.
+            output: What the answer holds beside the text.
+            structure: What the text must look like; None is anything.
+            version: Version of the model; None is the newest served. Not with `version_label`.
+            version_label: The operator's name for a version, such as "stable".
+            priority: Among waiting requests the higher runs first; 0 if None.
+            truncate_tokens: Keep only so many of the last tokens of a longer prompt.
+            timeout_s: Time for all attempts together; None is the client's.
+            request_id: What the server's logs call this request; None makes one.
+
+        Raises:
+            EnginehouseError: One of its subclasses says what went wrong.
+        """
+        request = generate_to_pb(
+            GenerateArguments(
+                *(model, prompt, sampling, stopping, output, structure),
+                *(version, version_label, priority, truncate_tokens),
+            )
+        )
+        call = self._new_call(timeout_s, request_id)
+        attempts = self._attempts(call)
+        response = self._unary(self._inference.Generate, request, call, attempts)
+        return generation_from_pb(response, call.request_id)
+
+    def generate_stream(  # noqa: PLR0913 - what a request may say, as keywords
+        self,
+        model: str,
+        prompt: PromptInput,
+        *,
+        sampling: Sampling | None = None,
+        stopping: Stopping | None = None,
+        output: OutputOptions | None = None,
+        structure: Structure | None = None,
+        version: int | None = None,
+        version_label: str | None = None,
+        priority: int | None = None,
+        truncate_tokens: int | None = None,
+        timeout_s: float | None = None,
+        request_id: str | None = None,
+    ) -> Generator[GenerationPiece, None, None]:
+        """Continues a prompt, and gives each piece of text as it comes.
+
+        The arguments are those of `generate`, but `timeout_s` is for the whole stream, and None is
+        without limit. A call that fails before its first piece is tried again. Closing the
+        iterator, or leaving it, cancels the call.
+
+        Raises:
+            EnginehouseError: From the iterator; one of its subclasses says what went wrong.
+        """
+        request = generate_to_pb(
+            GenerateArguments(
+                *(model, prompt, sampling, stopping, output, structure),
+                *(version, version_label, priority, truncate_tokens),
+            )
+        )
+        call = Call(self.target, self._new_call(None, request_id).request_id, timeout_s)
+        return self._pieces(pb.GenerateStreamRequest(request=request), call)
+
+    def tokenize(
+        self,
+        model: str,
+        prompt: PromptInput,
+        *,
+        version: int | None = None,
+        version_label: str | None = None,
+        timeout_s: float | None = None,
+    ) -> TokenizedPrompt:
+        """The tokens that `generate` would begin with, and what a chat template makes of a chat."""
+        call = self._new_call(timeout_s)
+        request = pb.TokenizeRequest(
+            model=model,
+            version=version,
+            version_label=version_label,
+            prompt=prompt_to_pb(prompt),
+        )
+        attempts = self._attempts(call)
+        found = self._unary(self._inference.Tokenize, request, call, attempts)
+        return TokenizedPrompt(tuple(found.token_ids), found.text, found.max_tokens)
+
+    def detokenize(
+        self,
+        model: str,
+        token_ids: Sequence[int],
+        *,
+        keep_special_tokens: bool = False,
+        version: int | None = None,
+        version_label: str | None = None,
+        timeout_s: float | None = None,
+    ) -> str:
+        """The text of tokens."""
+        call = self._new_call(timeout_s)
+        request = pb.DetokenizeRequest(
+            model=model,
+            version=version,
+            version_label=version_label,
+            token_ids=token_ids,
+            keep_special_tokens=keep_special_tokens,
+        )
+        attempts = self._attempts(call)
+        found = self._unary(self._inference.Detokenize, request, call, attempts)
+        return found.text
+
     def list_models(self, *, timeout_s: float | None = None) -> tuple[Model, ...]:
         """Every model of the server's repository, by name and then version, newest first."""
         call = self._new_call(timeout_s)
@@ -166,6 +308,32 @@ class Client(ClientBase):
         except (ConnectionFailedError, DeadlineError):
             return False
         return is_serving(response)
+
+    def _pieces(
+        self, request: pb.GenerateStreamRequest, call: Call
+    ) -> Generator[GenerationPiece, None, None]:
+        attempts, metadata = self._attempts(call), self._metadata_of(call)
+        wait_s: float | None = 0.0
+        while wait_s is not None:
+            has_begun = False
+            responses = self._inference.GenerateStream(
+                request, timeout=attempts.remaining_s(), metadata=metadata
+            )
+            try:
+                for response in responses:
+                    has_begun = True
+                    yield piece_from_pb(response, call.request_id)
+            except grpc.RpcError as failure:
+                error = error_from_rpc(failure, call)
+                wait_s = None if has_begun else attempts.wait_after(error)
+                if wait_s is None:
+                    raise error from failure
+                time.sleep(wait_s)
+            else:
+                attempts.succeeded()
+                return
+            finally:
+                responses.cancel()
 
     def _unary(
         self,

@@ -143,16 +143,18 @@ class ModelLimits:
     """What one request may ask of a model.
 
     Attributes:
-        max_tokens: Longest input, special tokens included.
-        max_batch: Most inputs in one batch.
-        max_batch_tokens: Most tokens, padding included, in one batch.
-        max_inputs: Most inputs in one request.
+        max_tokens: Longest input, special tokens included; of a decoder with its answer.
+        max_batch: Most inputs in one batch; of a decoder, most sequences that run at once.
+        max_batch_tokens: Most tokens, padding included, in one batch, or of one step.
+        max_inputs: Most inputs in one request; of a decoder, most sequences from one prompt.
+        cache_tokens: Most tokens that all running sequences keep in the cache; 0 without one.
     """
 
     max_tokens: int
     max_batch: int
     max_batch_tokens: int
     max_inputs: int
+    cache_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +169,10 @@ class Certificate:
         min_cosine: Least cosine similarity between the two logit vectors of a text.
         top1_agreement: Share of the texts whose best label is the same; None for regression.
         tolerance: Bound on the error, relative to the largest logit, that the build demanded.
+        token_agreement: Of a decoder, share of the greedy tokens that are the same.
+        mean_kl: Of a decoder, mean divergence of the next token's distribution, nats.
+        perplexity: Of a decoder, on the shipped text.
+        reference_perplexity: Of the original model on the same text.
     """
 
     reference: str
@@ -176,6 +182,10 @@ class Certificate:
     min_cosine: float
     top1_agreement: float | None
     tolerance: float
+    token_agreement: float | None = None
+    mean_kl: float | None = None
+    perplexity: float | None = None
+    reference_perplexity: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +199,7 @@ class Engine:
         runtime_version: Version of the runtime that runs it.
         device: The device it runs on, as the runtime names it.
         certificate: What its accuracy was proven to be.
+        cache_precision: Of a decoder's cached keys and values; else empty.
     """
 
     backend: str
@@ -197,6 +208,7 @@ class Engine:
     runtime_version: str
     device: str
     certificate: Certificate
+    cache_precision: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +218,7 @@ class Model:
     Attributes:
         name: Name, as requests give it.
         version: Version, a positive number.
-        task: What it does, for example "classify".
+        task: What it does: "classify" or "generate".
         state: Whether it answers requests.
         reason: Why the state is what it is, and what to do; empty when ready.
         labels: Names of the labels, by index.
@@ -216,6 +228,7 @@ class Model:
         engine: What runs it; None unless the model is ready.
         source: Where it came from: hub id or folder name.
         source_sha256: SHA-256 of the original weights, in hexadecimal.
+        accepts_chat: Whether prompts may be a `Chat`.
     """
 
     name: str
@@ -230,3 +243,4 @@ class Model:
     engine: Engine | None
     source: str
     source_sha256: str
+    accepts_chat: bool = False

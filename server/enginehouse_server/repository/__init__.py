@@ -2,15 +2,21 @@
 
 from .catalog import Catalog, Entry, ModelState
 from .load import LoadedClassifier, LoadSettings, load_classifier
+from .load_decoder import DecoderSettings, LoadedDecoder, load_decoder
 from .scan import Found, scan
+from .version import read_version
 
 __all__ = [
     "Catalog",
+    "DecoderSettings",
     "Entry",
     "Found",
     "LoadSettings",
     "LoadedClassifier",
+    "LoadedDecoder",
     "ModelState",
     "load_classifier",
+    "load_decoder",
+    "read_version",
     "scan",
 ]

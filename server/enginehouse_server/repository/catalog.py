@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from enginehouse_server.errors import InvalidRequestError, ModelNotFoundError, NotReadyError
-from enginehouse_server.tasks import Classifier
+from enginehouse_server.tasks import Classifier, Generator
 
 from .load import LoadedClassifier
+from .load_decoder import LoadedDecoder
 
 __all__ = ["Catalog", "Entry", "ModelState"]
 
@@ -24,15 +25,15 @@ class Entry:
         state: Whether it answers.
         reason: Why not, and what to do; empty when ready.
         loaded: What was loaded, from "ready" on.
-        classifier: What answers, from "ready" on.
+        runner: What answers, from "ready" on.
     """
 
     model: str
     version: int
     state: ModelState
     reason: str = ""
-    loaded: LoadedClassifier | None = None
-    classifier: Classifier | None = None
+    loaded: LoadedClassifier | LoadedDecoder | None = None
+    runner: Classifier | Generator | None = None
 
 
 class Catalog:
@@ -74,14 +75,47 @@ class Catalog:
             raise ModelNotFoundError(f"model {model!r} has no version {version}; it has: {known}")
         return versions[version]
 
-    def ready(self, model: str, version: int | None, label: str | None) -> tuple[Entry, Classifier]:
-        """The entry that answers a request.
+    def classifier(
+        self, model: str, version: int | None, label: str | None
+    ) -> tuple[Entry, Classifier]:
+        """The entry that answers a request to classify.
 
         Raises:
-            InvalidRequestError: No model is named, or version and label are.
+            InvalidRequestError: No model is named, or version and label are, or it does not
+                classify.
             ModelNotFoundError: There is none.
             NotReadyError: It does not answer now.
         """
+        entry = self._ready(model, version, label)
+        if not isinstance(entry.runner, Classifier):
+            raise InvalidRequestError(
+                f"model {model!r} generates text and does not classify: call Generate or "
+                "GenerateStream, or name a model whose task is classify",
+                "model",
+            )
+        return entry, entry.runner
+
+    def generator(
+        self, model: str, version: int | None, label: str | None
+    ) -> tuple[Entry, Generator]:
+        """The entry that answers a request to generate.
+
+        Raises:
+            InvalidRequestError: No model is named, or version and label are, or it does not
+                generate.
+            ModelNotFoundError: There is none.
+            NotReadyError: It does not answer now.
+        """
+        entry = self._ready(model, version, label)
+        if not isinstance(entry.runner, Generator):
+            raise InvalidRequestError(
+                f"model {model!r} classifies texts and does not generate any: call Classify, or "
+                "name a model whose task is generate",
+                "model",
+            )
+        return entry, entry.runner
+
+    def _ready(self, model: str, version: int | None, label: str | None) -> Entry:
         if not model:
             raise InvalidRequestError("model is empty; name the model to ask", "model")
         if label is not None:
@@ -91,11 +125,11 @@ class Catalog:
                 )
             version = self._version_of(model, label)
         entry = self.find(model, version)
-        if entry.state != "ready" or entry.classifier is None:
+        if entry.state != "ready" or entry.runner is None:
             raise NotReadyError(
                 f"model {entry.model!r} version {entry.version} is {entry.state}: {entry.reason}"
             )
-        return entry, entry.classifier
+        return entry
 
     def _version_of(self, model: str, label: str) -> int:
         known = {k[1]: v for k, v in self._version_labels.items() if k[0] == model}

@@ -1,4 +1,4 @@
-"""Loads a version: manifest, files, tokenizer, engine; warms it up; and proves its answers.
+"""Loads a classifier: manifest, files, tokenizer, engine; warms it up; and proves its answers.
 
 Blocking and slow (seconds to minutes): run it off the event loop.
 """
@@ -11,13 +11,7 @@ from time import perf_counter
 
 import numpy as np
 
-from enginehouse_builder.manifest import (
-    ClassifyTask,
-    Engine,
-    Manifest,
-    ManifestError,
-    read_manifest,
-)
+from enginehouse_builder.manifest import ClassifyTask, Engine, Manifest
 from enginehouse_server.engine.base import EncoderEngine, EncoderLane, EncoderSpec, Logits, Shape
 from enginehouse_server.engine.create import create_encoder
 from enginehouse_server.errors import ProbeError, RepositoryError
@@ -25,6 +19,7 @@ from enginehouse_server.scheduler import EncoderWork, LatencyModel, ShapeGrid
 from enginehouse_server.text import TextInput, Tokenizer
 
 from .verify import verify_files
+from .version import name_of, read_version, tokenizer_file
 
 __all__ = ["LoadSettings", "LoadedClassifier", "load_classifier"]
 
@@ -75,16 +70,15 @@ def load_classifier(folder: Path, settings: LoadSettings) -> LoadedClassifier:
         PlanMismatchError: The engine does not run on this machine.
         ProbeError: The engine does not give its certified answers here.
     """
-    manifest = _manifest_of(folder)
+    manifest = read_version(folder)
     task = manifest.classify
     if task is None:
-        raise RepositoryError(f"{_name_of(manifest)} is no classifier")
+        raise RepositoryError(f"{name_of(manifest)} is no classifier")
     chosen = manifest.engines[0]
     verify_files(folder, [*chosen.files, *manifest.text])
     max_tokens = min(settings.max_tokens or manifest.limits.max_tokens, manifest.limits.max_tokens)
     grid = _grid_of(manifest, settings, max_tokens)
-    tokenizer_file = next(f.path for f in manifest.text if f.path.endswith("/tokenizer.json"))
-    tokenizer = Tokenizer(folder / tokenizer_file, max_tokens)
+    tokenizer = Tokenizer(folder / tokenizer_file(manifest), max_tokens)
     spec = EncoderSpec(
         model=folder / chosen.model,
         precision=chosen.precision,
@@ -97,7 +91,7 @@ def load_classifier(folder: Path, settings: LoadSettings) -> LoadedClassifier:
     )
     engine = create_encoder(chosen.backend, spec)
     try:
-        warm_up(engine, grid, _name_of(manifest))
+        warm_up(engine, grid, name_of(manifest))
         prove(engine, manifest, chosen, tokenizer, grid)
     except BaseException:
         engine.close()
@@ -142,7 +136,7 @@ def prove(
         error = float(np.abs(logits - np.array(probe.logits)).max())
         if not error <= allowed:  # also when it is not a number
             raise ProbeError(
-                f"{_name_of(manifest)}: the engine answers {probe.text[:40]!r} with logits "
+                f"{name_of(manifest)}: the engine answers {probe.text[:40]!r} with logits "
                 f"{error:.3g} away from those it was certified with ({certificate.runtime} on "
                 f"{chosen.device}); at most {allowed:.3g} is allowed: build the model again on "
                 "this machine"
@@ -162,18 +156,6 @@ def _ask(lane: EncoderLane, work: EncoderWork, shape: Shape) -> Logits:
     return logits
 
 
-def _manifest_of(folder: Path) -> Manifest:
-    try:
-        manifest = read_manifest(folder)
-    except ManifestError as error:
-        raise RepositoryError(str(error)) from error
-    if (manifest.model, str(manifest.version)) != (folder.parent.name, folder.name):
-        raise RepositoryError(
-            f"{folder} holds {_name_of(manifest)}: a version's folder must be <model>/<version>"
-        )
-    return manifest
-
-
 def _grid_of(manifest: Manifest, settings: LoadSettings, max_tokens: int) -> ShapeGrid:
     """The manifest's buckets, cut down to the lowered limits."""
     limits = manifest.limits
@@ -189,7 +171,3 @@ def _grid_of(manifest: Manifest, settings: LoadSettings, max_tokens: int) -> Sha
         if bucket.length >= max_tokens:
             break
     return ShapeGrid(buckets)
-
-
-def _name_of(manifest: Manifest) -> str:
-    return f"{manifest.model} version {manifest.version}"

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc import status_pb2
 
 from enginehouse_server.errors import EnginehouseError, InvalidRequestError
-from enginehouse_server.telemetry import Metrics, ModelTelemetry
+from enginehouse_server.telemetry import Metrics, RequestTelemetry
 
 from .status import code_of, status_of
 
@@ -45,7 +45,7 @@ class Call:
         self._rpc, self._context, self._metrics = rpc, context, metrics
         self._began = monotonic()
         self.request_id = _request_id(context)
-        self.telemetry: ModelTelemetry | None = None
+        self.telemetry: RequestTelemetry | None = None
 
     async def __aenter__(self) -> Self:
         # Sent while the work is done: a single request need not wait for it.
@@ -102,7 +102,7 @@ class Call:
 class Part:
     """A request within a call: the model's telemetry, once known, and its status, if it failed."""
 
-    telemetry: ModelTelemetry | None = None
+    telemetry: RequestTelemetry | None = None
     status: status_pb2.Status | None = None
 
 

@@ -7,7 +7,7 @@ from enginehouse_server.repository import Catalog
 from enginehouse_server.telemetry import Metrics
 
 from .call import Call, Context
-from .convert import model_message
+from .convert_model import model_message
 
 __all__ = ["Models"]
 

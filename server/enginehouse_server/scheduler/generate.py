@@ -100,6 +100,11 @@ class GenerateScheduler:
         """Sequences that have a place in the cache."""
         return len(self._roster.planner.running)
 
+    @property
+    def num_blocks_used(self) -> int:
+        """Blocks of the cache that sequences have."""
+        return self._roster.planner.num_blocks_used
+
     def check_room(self, works: Sequence[GenerateWork]) -> None:
         """Raises what `submit` would raise now, but for what is wrong with a structure."""
         with self._changed:
@@ -256,7 +261,8 @@ class GenerateScheduler:
                 num_blocks_used=planner.num_blocks_used,
                 num_reused_tokens=step.num_reused_tokens,
                 num_preemptions=step.num_preemptions,
-                num_wasted_tokens=step.num_repeated_tokens + self._roster.take_wasted(),
+                num_wasted_tokens=self._roster.take_wasted(),
+                num_repeated_tokens=step.num_repeated_tokens,
             )
         )
 

@@ -37,7 +37,8 @@ class StepFigures:
         num_reused_tokens: Tokens that sequences which joined found in the cache.
         num_preemptions: Sequences that lost their place.
         num_wasted_tokens: Tokens computed in vain: for sequences that were cancelled, expired or
-            failed since the last step, and again after a preemption.
+            failed since the last step.
+        num_repeated_tokens: Tokens computed again after a preemption.
     """
 
     seconds: float
@@ -49,3 +50,4 @@ class StepFigures:
     num_reused_tokens: int
     num_preemptions: int
     num_wasted_tokens: int
+    num_repeated_tokens: int

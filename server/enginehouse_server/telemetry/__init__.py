@@ -1,6 +1,14 @@
-"""What operators see: metrics and logs. The rest of the server calls it through a Protocol."""
+"""What operators see: metrics and logs. The rest of the server calls it through Protocols."""
 
-from .base import ModelTelemetry
+from .base import GenerateTelemetry, ModelTelemetry, RequestTelemetry
+from .generate_metrics import DecoderMetrics, StepCounts
 from .metrics import Metrics
 
-__all__ = ["Metrics", "ModelTelemetry"]
+__all__ = [
+    "DecoderMetrics",
+    "GenerateTelemetry",
+    "Metrics",
+    "ModelTelemetry",
+    "RequestTelemetry",
+    "StepCounts",
+]

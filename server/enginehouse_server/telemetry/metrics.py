@@ -8,6 +8,8 @@ from prometheus_client.exposition import start_http_server
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
+from .generate_metrics import DecoderMetrics, GenerateMetrics
+
 __all__ = ["MODEL_STATES", "Metrics", "MetricsPage"]
 
 MODEL_STATES = ("loading", "ready", "unloadable", "draining")
@@ -69,14 +71,20 @@ class Metrics:
             registry=registry,
         )
         self._rpcs = cache(lambda rpc, code: rpcs.labels(rpc=rpc, code=code))
+        self._generate = GenerateMetrics(registry)
 
     def rpc_ended(self, rpc: str, code: str) -> None:
         """A call ended, with a gRPC status code's name."""
         self._rpcs(rpc, code).inc()
 
-    def of_model(self, model: str, version: int) -> "_ModelMetrics":
-        """The metrics of one model version."""
-        return _ModelMetrics(self, {"model": model, "version": str(version)})
+    def of_classifier(self, model: str, version: int) -> "_ClassifierMetrics":
+        """The metrics of one version of a classifier."""
+        return _ClassifierMetrics(self, _labels(model, version))
+
+    def of_decoder(self, model: str, version: int) -> DecoderMetrics:
+        """The metrics of one version of a decoder."""
+        labels = _labels(model, version)
+        return self._generate.of_model(labels, _RequestMetrics(self, labels).request_ended)
 
     def set_state(self, model: str, version: int, state: str) -> None:
         """Says which state a model is in."""
@@ -84,12 +92,21 @@ class Metrics:
             self.model_state.labels(model, str(version), other).set(other == state)
 
 
-class _ModelMetrics:
+class _RequestMetrics:
     """Labels are looked up once, not for every request."""
 
     def __init__(self, metrics: Metrics, labels: Mapping[str, str]) -> None:
         self._count = cache(lambda rpc, code: metrics.requests.labels(**labels, rpc=rpc, code=code))
         self._seconds = cache(lambda rpc: metrics.request_seconds.labels(**labels, rpc=rpc))
+
+    def request_ended(self, rpc: str, code: str, seconds: float) -> None:
+        self._count(rpc, code).inc()
+        self._seconds(rpc).observe(seconds)
+
+
+class _ClassifierMetrics(_RequestMetrics):
+    def __init__(self, metrics: Metrics, labels: Mapping[str, str]) -> None:
+        super().__init__(metrics, labels)
         phase = metrics.phase_seconds
         self._tokenize = phase.labels(**labels, phase="tokenize")
         self._queue = phase.labels(**labels, phase="queue")
@@ -99,10 +116,6 @@ class _ModelMetrics:
         self._padding = metrics.padding_tokens.labels(**labels)
         self._queue_inputs = metrics.queue_inputs.labels(**labels)
         self._queue_tokens = metrics.queue_tokens.labels(**labels)
-
-    def request_ended(self, rpc: str, code: str, seconds: float) -> None:
-        self._count(rpc, code).inc()
-        self._seconds(rpc).observe(seconds)
 
     def input_ended(self, tokenize_s: float, queue_s: float, compute_s: float) -> None:
         self._tokenize.observe(tokenize_s)
@@ -136,3 +149,7 @@ class MetricsPage:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+def _labels(model: str, version: int) -> dict[str, str]:
+    return {"model": model, "version": str(version)}

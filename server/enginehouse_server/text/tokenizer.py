@@ -8,7 +8,7 @@ import tokenizers
 
 from enginehouse_server.errors import RepositoryError
 
-__all__ = ["Encoding", "TextInput", "Tokenizer"]
+__all__ = ["Encoding", "TextInput", "Tokenizer", "load_tokenizer"]
 
 FILE_NAME = "tokenizer.json"
 
@@ -47,9 +47,9 @@ class Tokenizer:
         Raises:
             RepositoryError: The file cannot be read.
         """
-        self._plain = _load(file)
+        self._plain = load_tokenizer(file)
         self._plain.no_truncation()
-        self._truncating = _load(file)
+        self._truncating = load_tokenizer(file)
         self._truncating.enable_truncation(max_tokens, strategy="longest_first")
         self.max_tokens = max_tokens
 
@@ -74,14 +74,19 @@ class Tokenizer:
         return encodings
 
 
-def _argument(source: TextInput) -> str | tuple[str, str]:
-    return source.text if source.text_pair is None else (source.text, source.text_pair)
+def load_tokenizer(file: Path) -> tokenizers.Tokenizer:
+    """A tokenizer.json as a tokenizer that does not pad.
 
-
-def _load(file: Path) -> tokenizers.Tokenizer:
+    Raises:
+        RepositoryError: The file cannot be read.
+    """
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises bare Exception
         raise RepositoryError(f"{file} is not a readable tokenizer: {error}") from error
     tokenizer.no_padding()
     return tokenizer
+
+
+def _argument(source: TextInput) -> str | tuple[str, str]:
+    return source.text if source.text_pair is None else (source.text, source.text_pair)

@@ -48,11 +48,11 @@ def mixed_server() -> Iterator[FakeGenerator]:
     fake = FakeGenerator()
 
     async def step(_request: pb.GenerateRequest, number: int) -> None:
-        if number == 0 and len(fake.prompts) % 10 == 0:
+        if number == 0 and len(fake.asked) % 10 == 0:
             raise status(grpc.StatusCode.RESOURCE_EXHAUSTED, "<full>", "OverloadedError", 5)
         await asyncio.sleep(0.002)
 
-    fake.generate_step = step
+    fake.message_step = step
     with running_in_thread(fake):
         yield fake
 
@@ -160,7 +160,7 @@ def test_html_marks_an_objective_that_is_in_sight(
 def test_a_run_without_an_answer_is_reported_and_fails(
     generator: FakeGenerator, tmp_path: Path
 ) -> None:
-    generator.generate_step = lambda _request, _number: asyncio.sleep(60)
+    generator.message_step = lambda _request, _number: asyncio.sleep(60)
     path = tmp_path / "report.html"
     result = loadtest(generator, *SHORT, "--timeout-ms", "100", "--html", str(path))
     assert result.exit_code == 1
@@ -170,11 +170,11 @@ def test_a_run_without_an_answer_is_reported_and_fails(
 
 def test_ctrl_c_reports_what_was_done(generator: FakeGenerator) -> None:
     async def step(_request: pb.GenerateRequest, number: int) -> None:
-        if len(generator.prompts) == 20 and number == 2:
+        if len(generator.asked) == 20 and number == 2:
             os.kill(os.getpid(), signal.SIGINT)
         await asyncio.sleep(0.01)
 
-    generator.generate_step = step
+    generator.message_step = step
     result = loadtest(
         generator, *SHORT, *("--duration", "600", "--concurrency", "2", "--vocab", "5..9")
     )
@@ -206,5 +206,5 @@ def test_prompts_come_from_a_file(generator: FakeGenerator, tmp_path: Path) -> N
     path.write_text("first\n\nsecond\n")
     result = loadtest(generator, *SHORT, "--requests", "8", "--prompts", str(path))
     assert result.exit_code == 0, result.output
-    assert {request.prompt.text for request in generator.prompts} == {"first", "second"}
+    assert {request.prompt.text for request in generator.asked} == {"first", "second"}
     assert "2 texts" in result.output

@@ -56,7 +56,7 @@ async def test_closed_load_counts_what_the_server_saw(
     chosen = settings(generator, num_requests=40, duration_s=20.0, is_streamed=is_streamed)
     result = await run_closed(chosen, concurrency=4)
     assert_adds_up(result)
-    assert result.counts.answered == len(generator.prompts) == 40
+    assert result.counts.answered == len(generator.asked) == 40
     tokens = result.tokens
     assert (tokens.prompt, tokens.output) == (40 * 8, 40 * 4)
     assert (tokens.server_prompt, tokens.server_generated, tokens.cached) == (320, 160, 120)
@@ -78,7 +78,7 @@ async def test_times_of_tokens_are_those_of_the_messages(generator: FakeGenerato
     async def step(_request: pb.GenerateRequest, number: int) -> None:
         await asyncio.sleep(0.04 if number else 0.06)
 
-    generator.generate_step = step
+    generator.message_step = step
     chosen = settings(generator, num_requests=6, duration_s=20.0, output_tokens=Fixed(20))
     result = await run_closed(chosen, concurrency=1)
     assert result.ttft_ms is not None
@@ -99,7 +99,7 @@ async def test_open_load_counts_from_the_time_a_request_was_due(generator: FakeG
     async def step(_request: pb.GenerateRequest, number: int) -> None:
         await asyncio.sleep(max(0.0, 1.0 - (time.monotonic() - began)))
 
-    generator.generate_step = step
+    generator.message_step = step
     result = await run_open(settings(generator, duration_s=2.0, output_tokens=Fixed(1)), rate=60)
     assert_adds_up(result)
     assert result.ttft_ms is not None
@@ -125,14 +125,14 @@ async def test_a_generator_that_is_held_up_does_not_hide_it(generator: FakeGener
 async def test_cancelled_streams_are_counted_and_the_server_is_told(
     generator: FakeGenerator,
 ) -> None:
-    generator.generate_step = lambda _request, number: asyncio.sleep(0.005 * number)
+    generator.message_step = lambda _request, number: asyncio.sleep(0.005 * number)
     chosen = settings(
         generator, num_requests=60, duration_s=20.0, cancel_fraction=0.5, output_tokens=Fixed(6)
     )
     result = await run_closed(chosen, concurrency=4)
     assert_adds_up(result)
     assert 15 <= result.counts.cancelled <= 45
-    assert result.counts.cancelled + result.counts.answered == len(generator.prompts) == 60
+    assert result.counts.cancelled + result.counts.answered == len(generator.asked) == 60
     for _ in range(500):
         if generator.num_left == result.counts.cancelled:
             break
@@ -152,7 +152,7 @@ async def test_every_request_that_was_due_ends_exactly_once(generator: FakeGener
             raise status(grpc.StatusCode.UNAVAILABLE, "device lost", "DeviceError")
         await asyncio.sleep(60 if kind == 2 and number == 3 else 0.01)
 
-    generator.generate_step = step
+    generator.message_step = step
     chosen = settings(generator, timeout_s=0.3, duration_s=1.2, cancel_fraction=0.3)
     result = await run_open(chosen, rate=150, max_in_flight=6)
     counts = result.counts
@@ -166,14 +166,14 @@ async def test_every_request_that_was_due_ends_exactly_once(generator: FakeGener
         "DeviceError",
         "DeadlineError",
     }
-    assert counts.due - counts.unsent == len(generator.prompts)
+    assert counts.due - counts.unsent == len(generator.asked)
 
 
 @pytest.mark.parametrize("is_open", [False, True])
 async def test_a_run_that_is_stopped_reports_what_was_done(
     generator: FakeGenerator, is_open: bool
 ) -> None:
-    generator.generate_step = lambda _request, _number: asyncio.sleep(0.03)
+    generator.message_step = lambda _request, _number: asyncio.sleep(0.03)
     stop = asyncio.Event()
     asyncio.get_running_loop().call_later(0.5, stop.set)
     start = time.monotonic()
@@ -216,7 +216,7 @@ async def test_an_answer_that_the_server_did_not_finish_has_failed(
 async def test_a_server_that_stops_amid_its_tokens_does_not_hold_the_run(
     generator: FakeGenerator,
 ) -> None:
-    generator.generate_step = lambda _request, number: asyncio.sleep(60 if number else 0)
+    generator.message_step = lambda _request, number: asyncio.sleep(60 if number else 0)
     result = await run_closed(settings(generator, timeout_s=0.2), 2)
     assert_adds_up(result)
     assert result.errors[0].error == "DeadlineError"
@@ -239,11 +239,11 @@ async def test_goodput_is_what_meets_all_objectives(
     """Each second request has its first token late, and the others their second."""
 
     async def step(request: pb.GenerateRequest, number: int) -> None:
-        is_first_late = generator.prompts.index(request) % 2
+        is_first_late = generator.asked.index(request) % 2
         is_late = number == 0 if is_first_late else number == 1
         await asyncio.sleep(0.3 if is_late else 0.0)
 
-    generator.generate_step = step
+    generator.message_step = step
     chosen = settings(generator, num_requests=6, duration_s=20.0, output_tokens=Fixed(2), **slo)
     result = await run_closed(chosen, concurrency=3)
     fraction = result.throughput.goodput_fraction
@@ -263,16 +263,16 @@ async def test_cancelled_requests_are_not_held_against_the_goodput(
 
 
 async def test_warm_up_is_not_counted(generator: FakeGenerator) -> None:
-    generator.generate_step = lambda _request, _number: asyncio.sleep(0.005)
+    generator.message_step = lambda _request, _number: asyncio.sleep(0.005)
     result = await run_closed(settings(generator, warmup_s=0.4, duration_s=0.3), concurrency=2)
     assert_adds_up(result)
-    assert 0 < result.counts.answered < len(generator.prompts)
+    assert 0 < result.counts.answered < len(generator.asked)
     assert result.itl_histogram is not None
     assert sum(result.itl_histogram.counts) == 3 * result.counts.answered
 
 
 async def test_tokens_after_the_measurement_are_no_throughput(generator: FakeGenerator) -> None:
-    generator.generate_step = lambda _request, _number: asyncio.sleep(0.1)
+    generator.message_step = lambda _request, _number: asyncio.sleep(0.1)
     chosen = settings(generator, duration_s=0.55, output_tokens=Fixed(12))
     result = await run_closed(chosen, concurrency=2)
     assert result.counts.answered == 2
@@ -284,7 +284,7 @@ async def test_tokens_after_the_measurement_are_no_throughput(generator: FakeGen
 async def test_texts_are_counted_in_tokens(generator: FakeGenerator) -> None:
     chosen = settings(generator, prompts=("ab", "abcd"), num_requests=20, duration_s=20.0)
     result = await run_closed(chosen, 1)
-    assert {request.prompt.text for request in generator.prompts} == {"ab", "abcd"}
+    assert {request.prompt.text for request in generator.asked} == {"ab", "abcd"}
     assert result.tokens.prompt == result.tokens.server_prompt
     groups = [(each.min_tokens, each.max_tokens, each.count) for each in result.ttft_by_prompt]
     assert groups == [(3, 3, 10), (5, 5, 10)]
@@ -293,7 +293,7 @@ async def test_texts_are_counted_in_tokens(generator: FakeGenerator) -> None:
 
 async def test_tokens_drawn_are_those_of_the_tokenizer(generator: FakeGenerator) -> None:
     await run_closed(settings(generator, num_requests=20, duration_s=20.0), 1)
-    drawn = {i for request in generator.prompts for i in request.prompt.token_ids.ids}
+    drawn = {i for request in generator.asked for i in request.prompt.token_ids.ids}
     assert BOS not in drawn
     assert min(drawn) >= FIRST_ID + ord(" ")
     assert max(drawn) <= FIRST_ID + ord("z")
@@ -303,7 +303,7 @@ async def test_a_range_of_tokens_needs_no_tokenizer(generator: FakeGenerator) ->
     generator.tells_tokens = False
     chosen = settings(generator, num_requests=20, duration_s=20.0, vocabulary=(7, 9))
     await run_closed(chosen, 1)
-    drawn = {i for request in generator.prompts for i in request.prompt.token_ids.ids}
+    drawn = {i for request in generator.asked for i in request.prompt.token_ids.ids}
     assert drawn == {7, 8, 9}
     with pytest.raises(EnginehouseError, match=r"--vocab LOW\.\.HIGH"):
         await run_closed(settings(generator), 1)
@@ -323,4 +323,4 @@ async def test_what_cannot_be_is_refused_before_the_load(generator: FakeGenerato
         await run_closed(GenerateSettings(generator.target, "topics"), 1)
     with pytest.raises(InvalidRequestError, match="writer takes 512"):
         await run_closed(settings(generator, prompt_tokens=Fixed(510)), 1)
-    assert not generator.prompts
+    assert not generator.asked

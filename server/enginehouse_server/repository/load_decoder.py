@@ -1,0 +1,134 @@
+"""Loads a decoder: manifest, files, tokenizer, template, engine and cache; and proves its answers.
+
+Blocking and slow (seconds to minutes): run it off the event loop.
+"""
+
+import logging
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+from enginehouse_builder.manifest import DecoderEngine as BuiltDecoder
+from enginehouse_builder.manifest import GenerateTask, Manifest
+from enginehouse_server.engine.create import create_decoder
+from enginehouse_server.engine.decoder import DecoderEngine, DecoderSpec, LayerGeometry
+from enginehouse_server.engine.memory import available_bytes
+from enginehouse_server.errors import PlanMismatchError, RepositoryError
+from enginehouse_server.sampling import StructureCompiler
+from enginehouse_server.text import ChatTemplate, Vocabulary, read_chat_template
+
+from .prove_decoder import prove_decoder
+from .verify import verify_files
+from .version import name_of, read_version, tokenizer_file
+
+__all__ = ["DecoderSettings", "LoadedDecoder", "load_decoder"]
+
+_log = logging.getLogger(__name__)
+_SHARE_OF_FREE_MEMORY = 0.5
+_CACHE_WITHOUT_A_WORD = 1 << 30  # bytes, where the kernel does not say what is free
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderSettings:
+    """How to load; a limit of 0 leaves the manifest's, a higher one too.
+
+    Attributes:
+        num_threads: Processor threads of the engine.
+        cache_bytes: Most memory for cached keys and values; 0 is half of what is free.
+        max_tokens: Longest sequence, prompt and answer.
+        max_running: Most sequences that run at once.
+        max_step_tokens: Most tokens of a step.
+    """
+
+    num_threads: int
+    cache_bytes: int = 0
+    max_tokens: int = 0
+    max_running: int = 0
+    max_step_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedDecoder:
+    """A version that answers as certified; the engine's limits are those that count here."""
+
+    manifest: Manifest
+    task: GenerateTask
+    chosen: BuiltDecoder
+    engine: DecoderEngine
+    vocabulary: Vocabulary
+    template: ChatTemplate | None
+    structures: StructureCompiler
+
+
+def load_decoder(folder: Path, settings: DecoderSettings) -> LoadedDecoder:
+    """Loads a version of a decoder.
+
+    Raises:
+        RepositoryError: Files are missing, damaged, or of another manifest version.
+        PlanMismatchError: The engine does not run on this machine, or its cache has no room.
+        ProbeError: The engine does not give its certified answers here.
+    """
+    manifest = read_version(folder)
+    task, name = manifest.generate, name_of(manifest)
+    if task is None:
+        raise RepositoryError(f"{name} does not generate")
+    chosen = manifest.decoders[0]
+    verify_files(folder, [*chosen.files, *manifest.text])
+    file = folder / tokenizer_file(manifest)
+    vocabulary, template = Vocabulary(file), read_chat_template(file.parent)
+    structures = StructureCompiler(file, task.vocab_size, task.eos_ids)
+    engine = create_decoder(chosen.backend, _spec(folder, manifest, task, settings))
+    try:
+        prove_decoder(engine, chosen, name)
+    except BaseException:
+        engine.close()
+        raise
+    limits = engine.limits
+    _log.info(
+        "%s: the cache holds %d tokens in %d blocks; up to %d sequences of up to %d tokens",
+        name,
+        limits.num_blocks * limits.block_size,
+        limits.num_blocks,
+        limits.max_sequences,
+        limits.max_tokens,
+    )
+    return LoadedDecoder(manifest, task, chosen, engine, vocabulary, template, structures)
+
+
+def _spec(
+    folder: Path, manifest: Manifest, task: GenerateTask, settings: DecoderSettings
+) -> DecoderSpec:
+    limits, chosen = manifest.limits, manifest.decoders[0]
+    weights = sum(file.size_bytes for file in chosen.files)
+    return DecoderSpec(
+        model=folder / chosen.model,
+        precision=chosen.precision,
+        cache_precision=chosen.cache_precision,
+        layers=tuple(LayerGeometry(*astuple(layer)) for layer in task.layers),
+        vocab_size=task.vocab_size,
+        max_tokens=_lowered(limits.max_tokens, settings.max_tokens),
+        max_step_tokens=_lowered(limits.max_batch_tokens, settings.max_step_tokens),
+        max_sequences=_lowered(limits.max_batch, settings.max_running),
+        cache_bytes=settings.cache_bytes or _default_cache_bytes(weights, name_of(manifest)),
+        num_threads=settings.num_threads,
+    )
+
+
+def _lowered(limit: int, setting: int) -> int:
+    return min(limit, setting) if setting else limit
+
+
+def _default_cache_bytes(weights_bytes: int, name: str) -> int:
+    """Half of what is left once the weights are loaded.
+
+    Raises:
+        PlanMismatchError: Nothing is.
+    """
+    free = available_bytes()
+    if free is None:
+        return _CACHE_WITHOUT_A_WORD
+    if free <= weights_bytes:
+        raise PlanMismatchError(
+            f"{name} has {weights_bytes >> 20} MiB of weights, and {free >> 20} MiB of memory are "
+            "free: free some, or build the model in a narrower precision"
+        )
+    return int(_SHARE_OF_FREE_MEMORY * (free - weights_bytes))

@@ -1,0 +1,67 @@
+"""Asks a loaded decoder the manifest's probes: does it answer here as where it was certified?"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from enginehouse_builder.manifest import DecoderEngine as BuiltDecoder
+from enginehouse_builder.manifest import TokenProbe
+from enginehouse_server.engine.base import Logits
+from enginehouse_server.engine.decoder import DecoderEngine, StepItem
+from enginehouse_server.errors import ProbeError
+
+__all__ = ["prove_decoder"]
+
+
+def prove_decoder(engine: DecoderEngine, chosen: BuiltDecoder, name: str) -> None:
+    """Asks the probes, one after another, in the first blocks of the cache.
+
+    The first logits must be within the certificate's tolerance. In fp32 each greedy token must be
+    the certified one, too, or as likely as it within that tolerance.
+
+    Raises:
+        ProbeError: An answer differs.
+    """
+    certificate = chosen.certificate
+    allowed = certificate.tolerance * certificate.scale
+    is_exact = chosen.precision == "fp32" and chosen.cache_precision == "fp32"
+    for number, probe in enumerate(chosen.probes):
+        if len(probe.prompt) + len(probe.tokens) > engine.limits.max_tokens:
+            continue  # a limit was lowered: this sequence is not served here
+        found = _deviation(engine, probe, follow=is_exact)
+        if not found <= allowed:  # also when it is not a number
+            raise ProbeError(
+                f"{name}: the engine answers probe {number} with logits {found:.3g} away from "
+                f"those it was certified with ({certificate.runtime} on {chosen.device}); at most "
+                f"{allowed:.3g} is allowed: build the model again on this machine"
+            )
+
+
+def _deviation(engine: DecoderEngine, probe: TokenProbe, *, follow: bool) -> float:
+    """How far the answers to a probe are from the certified ones, as a difference of logits."""
+    blocks = range(-(-(len(probe.prompt) + len(probe.tokens)) // engine.limits.block_size))
+    logits = _prefill(engine, probe.prompt, blocks)
+    ids = [token for token, _ in probe.top]
+    certified = np.array([logit for _, logit in probe.top], np.float32)
+    worst = float(np.abs(logits[ids] - certified).max(initial=0.0))
+    num_cached = len(probe.prompt)
+    for token in probe.tokens if follow else ():
+        worst = max(worst, float(logits.max() - logits[token]))
+        if num_cached + 1 < len(probe.prompt) + len(probe.tokens):
+            engine.start([StepItem(blocks, num_cached, [token])])
+            logits = engine.wait()[0]
+            num_cached += 1
+    return worst
+
+
+def _prefill(engine: DecoderEngine, prompt: Sequence[int], blocks: Sequence[int]) -> Logits:
+    """The logits `[vocab]` after a prompt, in as many steps as it takes."""
+    size = engine.limits.max_step_tokens
+    logits: Logits = np.empty((0, 0), np.float32)
+    for start in range(0, len(prompt), size):
+        chunk = prompt[start : start + size]
+        is_last = start + size >= len(prompt)
+        engine.start([StepItem(blocks, start, chunk, num_logits=int(is_last))])
+        logits = engine.wait()
+    last: Logits = logits[0]
+    return last

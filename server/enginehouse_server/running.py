@@ -1,0 +1,177 @@
+"""From a version's folder to what answers its requests, as the configuration says."""
+
+from pathlib import Path
+
+from .config import ServerConfig
+from .engine.threads import available_threads, default_lanes
+from .repository import (
+    DecoderSettings,
+    LoadedClassifier,
+    LoadedDecoder,
+    LoadSettings,
+    load_classifier,
+    load_decoder,
+    read_version,
+)
+from .scheduler import (
+    DeliverTokens,
+    EncoderBatcher,
+    EncoderScheduler,
+    GeneratePolicy,
+    GenerateScheduler,
+    Policy,
+    StepFigures,
+)
+from .scheduler.batcher import Batch
+from .scheduler.encoder import Deliver
+from .tasks import Classifier, Generator, GeneratorTraits, PromptReader, SamplingDefaults
+from .tasks.classify import ClassifierTraits
+from .tasks.scores import default_activation
+from .telemetry import DecoderMetrics, Metrics, StepCounts
+
+__all__ = ["create_runner", "load_version"]
+
+
+def load_version(folder: Path, config: ServerConfig) -> LoadedClassifier | LoadedDecoder:
+    """Loads a version of whatever task; blocking.
+
+    Raises:
+        UnloadableError: It cannot be served.
+    """
+    num_threads = config.engine.threads or available_threads()
+    if read_version(folder).task == "generate":
+        generate = config.generate
+        return load_decoder(
+            folder,
+            DecoderSettings(
+                num_threads=num_threads,
+                cache_bytes=int(generate.cache_memory * 2**30),
+                max_tokens=generate.max_sequence_tokens,
+                max_running=generate.max_running,
+                max_step_tokens=generate.max_step_tokens,
+            ),
+        )
+    return load_classifier(
+        folder,
+        LoadSettings(
+            num_threads=num_threads,
+            num_lanes=config.engine.lanes or default_lanes(num_threads),
+            max_tokens=config.batching.max_tokens,
+            max_batch=config.batching.max_batch,
+            max_batch_tokens=config.batching.max_batch_tokens,
+        ),
+    )
+
+
+def create_runner(
+    loaded: LoadedClassifier | LoadedDecoder, config: ServerConfig, metrics: Metrics
+) -> Classifier | Generator:
+    """What answers a loaded version's requests; to be called on the event loop."""
+    if isinstance(loaded, LoadedDecoder):
+        return _generator(loaded, config, metrics)
+    return _classifier(loaded, config, metrics)
+
+
+def _classifier(loaded: LoadedClassifier, config: ServerConfig, metrics: Metrics) -> Classifier:
+    manifest, task, batching = loaded.manifest, loaded.task, config.batching
+    telemetry = metrics.of_classifier(manifest.model, manifest.version)
+    traits = ClassifierTraits(
+        labels=task.labels,
+        activation=default_activation(task.problem),
+        accepts_pairs=task.accepts_pairs,
+        max_tokens=loaded.max_tokens,
+        max_inputs=batching.max_inputs,
+    )
+    policy = Policy(
+        max_queue=batching.max_queue,
+        max_queue_s=batching.max_queue_s,
+        window=batching.batch_window,
+        equal_lengths=task.padding == "equal_length",
+    )
+
+    def create_scheduler(deliver: Deliver) -> EncoderScheduler:
+        def on_batch(batch: Batch, seconds: float) -> None:
+            tokens = batch.shape.num_tokens
+            telemetry.batch_ended(len(batch.members), batch.num_tokens, tokens)
+
+        batcher = EncoderBatcher(loaded.grid, loaded.latency, policy)
+        return EncoderScheduler(batcher, loaded.engine.lanes, deliver, on_batch)
+
+    return Classifier(traits, loaded.tokenizer, create_scheduler, telemetry)
+
+
+def _generator(loaded: LoadedDecoder, config: ServerConfig, metrics: Metrics) -> Generator:
+    manifest, settings = loaded.manifest, config.generate
+    telemetry = metrics.of_decoder(manifest.model, manifest.version)
+    policy = GeneratePolicy(
+        max_queue=settings.max_waiting,
+        max_queue_s=settings.max_wait_s,
+        prefill_tokens_beside_decodes=settings.prefill_tokens_beside_decodes,
+        reuses_prefixes=settings.prefix_cache == "on",
+    )
+
+    def create_scheduler(deliver: DeliverTokens) -> GenerateScheduler:
+        def on_step(figures: StepFigures) -> None:
+            telemetry.step_ended(_step_counts(figures))
+
+        engine = loaded.engine
+        scheduler = GenerateScheduler(engine, loaded.structures, policy, deliver, on_step)
+        _watch(telemetry, scheduler, engine.limits.num_blocks)
+        return scheduler
+
+    traits = _generator_traits(loaded, config.generate.max_num_sequences)
+    reader = PromptReader(loaded.vocabulary, loaded.template)
+    return Generator(traits, reader, loaded.structures, create_scheduler, telemetry)
+
+
+def _generator_traits(loaded: LoadedDecoder, max_num_sequences: int) -> GeneratorTraits:
+    task, limits = loaded.task, loaded.engine.limits
+    found = task.defaults
+    # As transformers has it: what does not sample takes the most likely token.
+    temperature = (1.0 if found.temperature is None else found.temperature) * bool(found.do_sample)
+    defaults = SamplingDefaults(
+        temperature=temperature,
+        top_k=found.top_k or 0,
+        top_p=1.0 if found.top_p is None else found.top_p,
+        min_p=found.min_p or 0.0,
+        repetition_penalty=found.repetition_penalty or 1.0,
+    )
+    cache_tokens = limits.num_blocks * limits.block_size
+    return GeneratorTraits(
+        vocab_size=task.vocab_size,
+        eos_ids=frozenset(task.eos_ids),
+        accepts_chat=loaded.template is not None,
+        max_tokens=min(limits.max_tokens, cache_tokens),
+        max_sequences=max_num_sequences,
+        max_running=limits.max_sequences,
+        max_step_tokens=limits.max_step_tokens,
+        cache_tokens=cache_tokens,
+        defaults=defaults,
+    )
+
+
+def _watch(telemetry: DecoderMetrics, scheduler: GenerateScheduler, num_blocks: int) -> None:
+    telemetry.watch(
+        sequences={
+            "waiting": lambda: scheduler.num_waiting,
+            "running": lambda: scheduler.num_running,
+        },
+        blocks={
+            "used": lambda: scheduler.num_blocks_used,
+            "free": lambda: num_blocks - scheduler.num_blocks_used,
+        },
+    )
+
+
+def _step_counts(figures: StepFigures) -> StepCounts:
+    return StepCounts(
+        seconds=figures.seconds,
+        prompt_tokens=figures.num_prompt_tokens,
+        decode_tokens=figures.num_decode_tokens,
+        reused_tokens=figures.num_reused_tokens,
+        preemptions=figures.num_preemptions,
+        wasted_tokens={
+            "abandoned": figures.num_wasted_tokens,
+            "preempted": figures.num_repeated_tokens,
+        },
+    )

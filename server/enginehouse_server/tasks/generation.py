@@ -1,0 +1,118 @@
+"""A request while its sequences are generated: what its caller waits on."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from enginehouse_server.scheduler.generate_work import Emitted
+from enginehouse_server.telemetry.base import GenerateTelemetry
+from enginehouse_server.text import Vocabulary
+
+from .generate_request import PromptTokens, ScoredToken, SequencePiece
+from .sequence import SequenceAssembly
+
+__all__ = ["Generation", "News"]
+
+
+class News(NamedTuple):
+    """What is new of a request.
+
+    Attributes:
+        pieces: At most one a sequence.
+        prompt_logprobs: Once, if asked for: one for each token of the prompt but the first.
+    """
+
+    pieces: Sequence[SequencePiece]
+    prompt_logprobs: Sequence[ScoredToken]
+
+
+class Generation:
+    """The sequences of one request. Belongs to the event loop.
+
+    However slowly it is read, it holds no more than one piece a sequence.
+    """
+
+    def __init__(
+        self,
+        prompt: PromptTokens,
+        vocabulary: Vocabulary,
+        sequences: Sequence[SequenceAssembly],
+        telemetry: GenerateTelemetry,
+        *,
+        has_prompt_logprobs: bool,
+    ) -> None:
+        self._prompt, self._vocabulary, self._sequences = prompt, vocabulary, sequences
+        self._lacks_prompt_logprobs = has_prompt_logprobs  # they come with the first news
+        self._telemetry = telemetry
+        self._changed = asyncio.Event()
+        self._error: Exception | None = None
+        self._prompt_logprobs: Sequence[ScoredToken] = ()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every sequence has ended, or the request has failed."""
+        return self._error is not None or all(s.is_done for s in self._sequences)
+
+    async def next(self) -> News | None:
+        """What is new since the last time, waiting for it; None when all was given.
+
+        Raises:
+            EnginehouseError: The request failed.
+        """
+        while True:
+            if self._error is not None:
+                raise self._error
+            if self.is_done or not self._lacks_prompt_logprobs:
+                pieces = [s.take() for s in self._sequences if s.has_news]
+            else:
+                pieces = []
+            if pieces:
+                scored, self._prompt_logprobs = self._prompt_logprobs, ()
+                return News(pieces, scored)
+            if self.is_done:
+                return None
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def whole(self) -> News:
+        """All of it, when every sequence has ended; instead of `next`.
+
+        Raises:
+            EnginehouseError: The request failed.
+        """
+        while not self.is_done:
+            self._changed.clear()
+            await self._changed.wait()
+        if self._error is not None:
+            raise self._error
+        return News([s.take() for s in self._sequences], self._prompt_logprobs)
+
+    def accept(self, emitted: Emitted, now: float) -> bool:
+        """Takes what a step gave a sequence; returns whether that has met a stop string now."""
+        sequence = self._sequences[emitted.index]
+        if sequence.is_done:
+            return False
+        if emitted.ending is not None and emitted.ending.error is not None:
+            self.fail(emitted.ending.error)
+            return False
+        if emitted.prompt_logprobs is not None and emitted.index == 0:
+            self._lacks_prompt_logprobs = False
+            text_of = self._vocabulary.token_text
+            self._prompt_logprobs = [
+                ScoredToken.from_logprobs(token, found, text_of)
+                for token, found in zip(self._prompt.ids[1:], emitted.prompt_logprobs, strict=True)
+            ]
+        was_cut = sequence.is_cut
+        gap_s = sequence.accept(emitted, now)
+        if gap_s is not None:
+            self._telemetry.token_followed(gap_s)
+        if sequence.end is not None:
+            end = sequence.end
+            self._telemetry.sequence_ended(end.reason, end.queue_s, end.ttft_s, end.num_generated)
+        self._changed.set()
+        return sequence.is_cut and not was_cut and not sequence.is_done
+
+    def fail(self, error: Exception) -> None:
+        """Ends the request with an error."""
+        self._error = self._error or error
+        self._changed.set()
