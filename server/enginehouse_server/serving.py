@@ -138,6 +138,7 @@ class Server:
             accepts_pairs=task.accepts_pairs,
             max_tokens=loaded.max_tokens,
             max_inputs=self._config.batching.max_inputs,
+            max_queue=self._config.batching.max_queue,
         )
         policy = _policy(self._config.batching, loaded)
 
