@@ -2,14 +2,17 @@
 
 import asyncio
 import logging
+import os
 import signal
+import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from .config import BatchingConfig, ServerConfig, split_address
 from .engine.priority import compute_first, give_way
 from .engine.threads import available_threads, default_lanes
-from .errors import ModelNotFoundError, UnloadableError
+from .errors import ModelNotFoundError, NotReadyError, UnloadableError
 from .repository import (
     Catalog,
     Entry,
@@ -42,6 +45,7 @@ class Server:
         self._catalog = Catalog(config.version_labels, self._on_change)
         self._grpc = GrpcServer(config.grpc, self._catalog, self._metrics)
         self._page: MetricsPage | None = None
+        self._is_closing = threading.Event()
 
     async def start(self) -> tuple[str, str]:
         """Listens, then loads every model; serving only after that.
@@ -83,7 +87,8 @@ class Server:
         await self.close()
 
     async def close(self) -> None:
-        """Releases everything, without waiting for anybody."""
+        """Releases everything, without waiting for anybody; what is being loaded soon ends."""
+        self._is_closing.set()
         await self._grpc.stop(0)
         for entry in list(self._catalog):
             if entry.classifier is not None and entry.loaded is not None:
@@ -96,7 +101,9 @@ class Server:
         loading = Entry(found.model, found.version, "loading", "it is being loaded")
         name = f"{found.model} version {found.version}"
         try:
-            loaded = await asyncio.to_thread(_load_first, found.folder, self._load_settings())
+            loaded = await asyncio.to_thread(
+                _load_first, found.folder, self._load_settings(), self._check_open
+            )
         except UnloadableError as error:
             _log.error("%s cannot be served: %s", name, error)
             self._catalog.put(replace(loading, state="unloadable", reason=str(error)))
@@ -117,6 +124,11 @@ class Server:
         )
         entry = Entry(found.model, found.version, "ready", "", loaded, classifier)
         self._catalog.put(entry)
+
+    def _check_open(self) -> None:
+        """Raises NotReadyError when the server is being closed; any thread may call."""
+        if self._is_closing.is_set():
+            raise NotReadyError("the server is stopping: nothing is loaded any more")
 
     def _load_settings(self) -> LoadSettings:
         config = self._config
@@ -157,12 +169,15 @@ class Server:
 
 
 async def run(config: ServerConfig) -> None:
-    """Serves until SIGTERM or SIGINT; prints the ready line on stdout when serving."""
+    """Serves until SIGTERM or SIGINT; prints the ready line on stdout when serving.
+
+    A second signal ends the process at once, with 128 and the signal's number as a shell has it.
+    """
     give_way()
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(name, stopping.set)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _on_signal, number, stopping)
     server = Server(config)
     starting = asyncio.create_task(server.start())
     stopped = asyncio.create_task(stopping.wait())
@@ -181,9 +196,18 @@ async def run(config: ServerConfig) -> None:
         await server.close()
 
 
-def _load_first(folder: Path, settings: LoadSettings) -> LoadedClassifier:
+def _on_signal(number: signal.Signals, stopping: asyncio.Event) -> None:
+    if stopping.is_set():
+        _log.warning("stopped at once by a second signal, %s", number.name)
+        os._exit(128 + number)
+    stopping.set()
+
+
+def _load_first(
+    folder: Path, settings: LoadSettings, check: Callable[[], None]
+) -> LoadedClassifier:
     compute_first()
-    return load_classifier(folder, settings)
+    return load_classifier(folder, settings, check)
 
 
 def _policy(config: BatchingConfig, loaded: LoadedClassifier) -> Policy:

@@ -3,7 +3,9 @@
 import asyncio
 import json
 import shutil
+import signal
 import socket
+import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -145,6 +147,17 @@ async def test_a_clean_stop_finishes_what_is_in_flight(repository: Path) -> None
         assert states == [SERVING, NOT_SERVING]
         assert await asyncio.to_thread(server.wait) == 0
         await channel.close()
+
+
+def test_a_second_signal_ends_the_server_at_once(repository: Path) -> None:
+    with ServerProcess(repository, "--drain-delay-s", "50") as server:
+        server.terminate()
+        while health_of(server, "") == SERVING:
+            time.sleep(0.01)
+        server.terminate()
+        began = time.monotonic()
+        assert server.wait() == 128 + signal.SIGTERM
+        assert time.monotonic() - began < 10
 
 
 def corrupt_weights(version: Path) -> None:
