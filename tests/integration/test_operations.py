@@ -18,6 +18,8 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
 
+from enginehouse.v1 import inference_service_pb2 as inference_pb
+from enginehouse.v1.inference_service_pb2_grpc import InferenceServiceStub
 from enginehouse_client import (
     AsyncClient,
     Client,
@@ -45,6 +47,12 @@ def sum_of(metrics: dict[str, float], name: str, **labels: str) -> float:
     return sum(
         v for k, v in metrics.items() if k.split("{")[0] == name and all(w in k for w in wanted)
     )
+
+
+async def until_computed(server: ServerProcess, num_inputs: int) -> None:
+    async with asyncio.timeout(30):
+        while sum_of(metrics_of(server), "enginehouse_batch_size_sum") < num_inputs:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
 
 
 def health_of(server: ServerProcess, name: str) -> int:
@@ -147,6 +155,23 @@ async def test_a_clean_stop_finishes_what_is_in_flight(repository: Path) -> None
         assert states == [SERVING, NOT_SERVING]
         assert await asyncio.to_thread(server.wait) == 0
         await channel.close()
+
+
+async def test_a_stop_waits_for_a_slow_reader_of_a_stream(repository: Path) -> None:
+    num_requests, texts = 400, [inference_pb.ClassifyInput(text="dog")] * 8
+    request = inference_pb.ClassifyRequest(model=MODEL, inputs=texts)
+    with ServerProcess(repository, "--drain-delay-s", "0") as server:
+        async with grpc.aio.insecure_channel(server.address) as channel:
+            stub: Any = InferenceServiceStub(channel)
+            stream = stub.ClassifyStream()
+            for i in range(num_requests):
+                await stream.write(inference_pb.ClassifyStreamRequest(id=str(i), request=request))
+            await until_computed(server, 8 * num_requests)
+            server.terminate()
+            await asyncio.sleep(1.5)
+            answered = {(await stream.read()).id for _ in range(num_requests)}
+        assert answered == {str(i) for i in range(num_requests)}
+        assert await asyncio.to_thread(server.wait) == 0
 
 
 def test_a_second_signal_ends_the_server_at_once(repository: Path) -> None:

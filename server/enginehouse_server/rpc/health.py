@@ -55,7 +55,8 @@ class Health(HealthServicer):  # type: ignore[misc]  # its package has no types
             told = status
 
     def _status_of(self, name: str) -> int:
-        return self._statuses.get(name, HealthCheckResponse.SERVICE_UNKNOWN)
+        unknown: int = HealthCheckResponse.SERVICE_UNKNOWN
+        return self._statuses.get(name, unknown)
 
     async def _tell(self) -> None:
         async with self._changed:

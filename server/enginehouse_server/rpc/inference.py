@@ -25,11 +25,11 @@ class Inference(InferenceServiceServicer):
 
     async def Classify(self, request: pb.ClassifyRequest, context: Context) -> pb.ClassifyResponse:
         """Labels for the texts of one request."""
-        with self._in_flight:
-            async with Call("Classify", context, self._metrics) as call:
-                entry, classifier = self._choose(request)
-                call.telemetry = classifier.telemetry
-                return await _classify(entry, classifier, request, call)
+        self._in_flight.hold(context)
+        async with Call("Classify", context, self._metrics) as call:
+            entry, classifier = self._choose(request)
+            call.telemetry = classifier.telemetry
+            return await _classify(entry, classifier, request, call)
 
     async def ClassifyStream(  # type: ignore[override]  # writes its answers itself
         self, request_iterator: AsyncIterator[pb.ClassifyStreamRequest], context: Context
@@ -37,14 +37,14 @@ class Inference(InferenceServiceServicer):
         """Labels for requests as they come, each answered when it is done."""
         async with Call("ClassifyStream", context, self._metrics) as call:
             await call.metadata_sent()
-            stream = AnswerStream(context, partial(self._answer_one, call))
+            stream = AnswerStream(context, partial(self._answer_one, call), self._in_flight)
             await stream.run(request_iterator)
 
     async def _answer_one(
         self, call: Call, message: pb.ClassifyStreamRequest
     ) -> pb.ClassifyStreamResponse:
         """The answer to one request of a stream, be it an error."""
-        with self._in_flight, call.part() as part:
+        with call.part() as part:
             entry, classifier = self._choose(message.request)
             part.telemetry = classifier.telemetry
             response = await _classify(entry, classifier, message.request, call)

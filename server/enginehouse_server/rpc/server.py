@@ -1,6 +1,7 @@
 """The gRPC server: services, health, reflection and transport settings."""
 
 import asyncio
+from time import monotonic
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -21,7 +22,7 @@ from .models import Models
 
 __all__ = ["GrpcServer"]
 
-_LAST_ANSWERS_S = 0.25  # for answers that are on their way out
+_LAST_ANSWERS_S = 0.25  # for calls that are not counted as in flight, and for the last bytes
 
 
 class GrpcServer:
@@ -82,9 +83,10 @@ class GrpcServer:
 
         Calls that stay open with nothing to answer (health watchers, idle streams) are then ended.
         """
+        end = monotonic() + timeout_s
         stopping = asyncio.create_task(self._server.stop(timeout_s))
         await self._in_flight.wait_until_idle(timeout_s)
-        await self._server.stop(min(timeout_s, _LAST_ANSWERS_S))
+        await self._server.stop(min(max(end - monotonic(), 0.0), _LAST_ANSWERS_S))
         await stopping
 
 
