@@ -24,9 +24,9 @@ from enginehouse_client import (
     AsyncClient,
     Client,
     DeadlineError,
-    NotReadyError,
     OverloadedError,
     RetryPolicy,
+    UnloadableError,
 )
 from tests.fixtures.server import ServerProcess, enginehouse
 
@@ -264,8 +264,9 @@ def test_what_cannot_be_served_is_reported_and_the_others_serve(
             assert reason in found.reason, (fault, found.reason)
         assert health_of(server, MODEL) == health_of(server, "") == SERVING
         assert health_of(server, "bad-0") == NOT_SERVING
-        with pytest.raises(NotReadyError, match=r"is unloadable: .*SHA-256"):
+        with pytest.raises(UnloadableError, match=r"is unloadable: .*SHA-256") as error:
             client.classify("bad-0", "hello")
+        assert error.value.code is grpc.StatusCode.FAILED_PRECONDITION
 
 
 def test_nothing_to_serve_is_an_exit_code_of_its_own(repository: Path, tmp_path: Path) -> None:

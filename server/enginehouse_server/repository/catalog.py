@@ -4,7 +4,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from enginehouse_server.errors import InvalidRequestError, ModelNotFoundError, NotReadyError
+from enginehouse_server.errors import (
+    InvalidRequestError,
+    ModelNotFoundError,
+    NotReadyError,
+    UnloadableError,
+)
 from enginehouse_server.tasks import Classifier
 
 from .load import LoadedClassifier
@@ -81,6 +86,7 @@ class Catalog:
             InvalidRequestError: No model is named, or version and label are.
             ModelNotFoundError: There is none.
             NotReadyError: It does not answer now.
+            UnloadableError: It cannot be served.
         """
         if not model:
             raise InvalidRequestError("model is empty; name the model to ask", "model")
@@ -92,7 +98,8 @@ class Catalog:
             version = self._version_of(model, label)
         entry = self.find(model, version)
         if entry.state != "ready" or entry.classifier is None:
-            raise NotReadyError(
+            kind = UnloadableError if entry.state == "unloadable" else NotReadyError
+            raise kind(
                 f"model {entry.model!r} version {entry.version} is {entry.state}: {entry.reason}"
             )
         return entry, entry.classifier
