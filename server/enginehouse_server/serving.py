@@ -59,6 +59,7 @@ class Server:
             ModelNotFoundError: A model that was asked for is not in the repository.
         """
         chosen = _chosen(scan(self._config.repository), self._config)
+        _warn_of_labels(chosen, self._config)
         address = await self._grpc.start()
         host, port = split_address(self._config.http_listen)
         self._page = MetricsPage(self._metrics, host, port)
@@ -235,6 +236,17 @@ def _chosen(found: list[Found], config: ServerConfig) -> list[Found]:
                 raise ModelNotFoundError(_missing(name, number, found, config.repository))
             chosen.append(by_version[name, number])
     return chosen
+
+
+def _warn_of_labels(chosen: list[Found], config: ServerConfig) -> None:
+    served = {(f.model, f.version) for f in chosen}
+    for (name, label), version in config.version_labels.items():
+        if (name, version) not in served:
+            _log.warning(
+                "--version-label %s:%s=%d names a version that is not served: requests for it "
+                "will fail; serve it with --model %s=%d",
+                *(name, label, version, name, version),
+            )
 
 
 def _missing(name: str, version: int, found: list[Found], repository: Path) -> str:

@@ -306,10 +306,13 @@ def test_versions_and_their_labels_can_be_chosen(repository: Path, tmp_path: Pat
         edit_manifest(renumbered(version))(folder)
     (tmp_path / MODEL / ".tmp-unfinished").mkdir()
     flags = ("--model", f"{MODEL}=1", "--model", f"{MODEL}=2")
+    labels = ("--version-label", f"{MODEL}:stable=1", "--version-label", f"{MODEL}:next=3")
     with (
-        ServerProcess(tmp_path, *flags, "--version-label", f"{MODEL}:stable=1") as server,
+        ServerProcess(tmp_path, *flags, *labels) as server,
         Client(server.address) as client,
     ):
+        assert f"{MODEL}:next=3 names a version that is not served" in server.log
+        assert "stable" not in server.log
         assert client.classify(MODEL, "hello").version == 2
         assert client.classify(MODEL, "hello", version=1).version == 1
         assert client.classify(MODEL, "hello", version_label="stable").version == 1

@@ -105,8 +105,11 @@ class Catalog:
         return entry, entry.classifier
 
     def _version_of(self, model: str, label: str) -> int:
+        self.find(model)
         known = {k[1]: v for k, v in self._version_labels.items() if k[0] == model}
         if label not in known:
             names = ", ".join(sorted(known)) or "none"
-            raise ModelNotFoundError(f"model {model!r} has no version label {label!r}: {names}")
+            raise ModelNotFoundError(
+                f"model {model!r} has no version label {label!r}; it has: {names}"
+            )
         return known[label]

@@ -43,3 +43,21 @@ def test_a_label_is_a_version() -> None:
         found.ready("topics", None, "stable")
     with pytest.raises(InvalidRequestError, match="both set"):
         found.ready("topics", 1, "stable")
+
+
+def test_an_unknown_label_is_told_from_an_unknown_model() -> None:
+    entries = Entry("topics", 1, "loading"), Entry("plain", 1, "loading")
+    found = catalog(*entries, labels={("topics", "stable"): 1, ("topics", "next"): 2})
+    for model, message in {
+        "nobody": "no model 'nobody'; served here: plain, topics",
+        "topics": "has no version label 'x'; it has: next, stable",
+        "plain": "has no version label 'x'; it has: none",
+    }.items():
+        with pytest.raises(ModelNotFoundError, match=message):
+            found.ready(model, None, "x")
+
+
+def test_a_label_of_a_version_that_is_not_served_is_not_found() -> None:
+    found = catalog(Entry("topics", 1, "loading"), labels={("topics", "next"): 2})
+    with pytest.raises(ModelNotFoundError, match="has no version 2; it has: 1"):
+        found.ready("topics", None, "next")
