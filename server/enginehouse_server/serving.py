@@ -230,8 +230,8 @@ def _chosen(found: list[Found], config: ServerConfig) -> list[Found]:
     by_version = {(f.model, f.version): f for f in found}
     chosen = []
     for name, versions in config.models.items():
-        wanted = versions or {newest[name].version if name in newest else 0}
-        for number in sorted(wanted):
+        last = newest[name].version if name in newest else 0
+        for number in sorted({version or last for version in versions}):
             if (name, number) not in by_version:
                 raise ModelNotFoundError(_missing(name, number, found, config.repository))
             chosen.append(by_version[name, number])

@@ -317,8 +317,10 @@ def test_versions_and_their_labels_can_be_chosen(repository: Path, tmp_path: Pat
         assert client.classify(MODEL, "hello", version=1).version == 1
         assert client.classify(MODEL, "hello", version_label="stable").version == 1
         assert [m.version for m in client.list_models()] == [2, 1]
-    with ServerProcess(tmp_path) as server, Client(server.address) as client:
-        assert client.classify(MODEL, "hello").version == 3
+    for flags, served in ((), [3]), (("--model", MODEL, "--model", f"{MODEL}=1"), [3, 1]):
+        with ServerProcess(tmp_path, *flags) as server, Client(server.address) as client:
+            assert client.classify(MODEL, "hello").version == 3
+            assert [m.version for m in client.list_models()] == served
 
 
 def test_limits_can_be_lowered_at_serve_time(repository: Path) -> None:
