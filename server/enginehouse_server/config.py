@@ -1,5 +1,6 @@
 """Every setting of the server, as one frozen tree; options.py fills it."""
 
+import math
 import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -17,6 +18,7 @@ __all__ = [
 ]
 
 _REPOSITORY = Path("repository")
+_BELOW = 2**31  # gRPC keeps its numbers of bytes and of milliseconds in 32 bits
 
 
 class ConfigError(Exception):
@@ -145,11 +147,11 @@ class ServerConfig:
 
     @property
     def models(self) -> dict[str, set[int]]:
-        """Versions to serve by name, empty for the newest; no names: every model."""
+        """Versions to serve by name, 0 for the newest; no names: every model."""
         found: dict[str, set[int]] = {}
         for chosen in self.model:
             name, _, version = chosen.partition("=")
-            found.setdefault(name, set()).update({int(version)} if version else ())
+            found.setdefault(name, set()).add(int(version or 0))
         return found
 
     @property
@@ -189,13 +191,22 @@ def _number_faults(config: ServerConfig) -> list[str]:
     faults = []
     for section in (config.grpc, config.batching, config.generate, config.engine):
         for f in fields(section):
-            value, low = getattr(section, f.name), least.get(f.name, 0)
-            if isinstance(value, int | float) and value < low:
-                flag = f.name.replace("_", "-")
-                faults.append(f"--{flag} is {value}; it must be at least {low}")
+            value, flag = getattr(section, f.name), f.name.replace("_", "-")
+            low = least.get(f.name, 0)
+            if not isinstance(value, int | float):
+                continue
+            if not math.isfinite(value) or value < low:
+                faults.append(f"--{flag} is {value}; it must be a finite number of at least {low}")
+            elif value >= (most := _limit(f.metadata["unit"])):
+                faults.append(f"--{flag} is {value}; it must be below {most}")
     if config.batching.batch_window > 1:
         faults.append(f"--batch-window is {config.batching.batch_window}; it must be at most 1")
     return faults
+
+
+def _limit(unit: str) -> float:
+    """What gRPC can be told, by unit; other settings of these units need no more either."""
+    return {"s": _BELOW // 1000, "bytes": _BELOW}.get(unit, math.inf)
 
 
 def _pattern_faults(config: ServerConfig) -> list[str]:

@@ -1,5 +1,6 @@
 """From a version's folder to what answers its requests, as the configuration says."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from .config import ServerConfig
@@ -32,8 +33,15 @@ from .telemetry import DecoderMetrics, Metrics, StepCounts
 __all__ = ["create_runner", "load_version"]
 
 
-def load_version(folder: Path, config: ServerConfig) -> LoadedClassifier | LoadedDecoder:
+def load_version(
+    folder: Path, config: ServerConfig, check: Callable[[], None]
+) -> LoadedClassifier | LoadedDecoder:
     """Loads a version of whatever task; blocking.
+
+    Args:
+        folder: Of the version.
+        config: Says how.
+        check: Called every now and then; what it raises ends the loading.
 
     Raises:
         UnloadableError: It cannot be served.
@@ -50,6 +58,7 @@ def load_version(folder: Path, config: ServerConfig) -> LoadedClassifier | Loade
                 max_running=generate.max_running,
                 max_step_tokens=generate.max_step_tokens,
             ),
+            check,
         )
     return load_classifier(
         folder,
@@ -60,6 +69,7 @@ def load_version(folder: Path, config: ServerConfig) -> LoadedClassifier | Loade
             max_batch=config.batching.max_batch,
             max_batch_tokens=config.batching.max_batch_tokens,
         ),
+        check,
     )
 
 
@@ -81,6 +91,7 @@ def _classifier(loaded: LoadedClassifier, config: ServerConfig, metrics: Metrics
         accepts_pairs=task.accepts_pairs,
         max_tokens=loaded.max_tokens,
         max_inputs=batching.max_inputs,
+        max_queue=batching.max_queue,
     )
     policy = Policy(
         max_queue=batching.max_queue,

@@ -2,13 +2,16 @@
 
 import asyncio
 import logging
+import os
 import signal
+import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from .config import ServerConfig, split_address
 from .engine.priority import compute_first, give_way
-from .errors import ModelNotFoundError, UnloadableError
+from .errors import ModelNotFoundError, NotReadyError, UnloadableError
 from .repository import Catalog, Entry, Found, LoadedClassifier, LoadedDecoder, scan
 from .rpc import GrpcServer
 from .running import create_runner, load_version
@@ -31,6 +34,7 @@ class Server:
         self._catalog = Catalog(config.version_labels, self._on_change)
         self._grpc = GrpcServer(config.grpc, self._catalog, self._metrics)
         self._page: MetricsPage | None = None
+        self._is_closing = threading.Event()
 
     async def start(self) -> tuple[str, str]:
         """Listens, then loads every model; serving only after that.
@@ -44,6 +48,7 @@ class Server:
             ModelNotFoundError: A model that was asked for is not in the repository.
         """
         chosen = _chosen(scan(self._config.repository), self._config)
+        _warn_of_labels(chosen, self._config)
         address = await self._grpc.start()
         host, port = split_address(self._config.http_listen)
         self._page = MetricsPage(self._metrics, host, port)
@@ -77,7 +82,8 @@ class Server:
         await self.close()
 
     async def close(self) -> None:
-        """Releases everything, without waiting for anybody."""
+        """Releases everything, without waiting for anybody; what is being loaded soon ends."""
+        self._is_closing.set()
         await self._grpc.stop(0)
         for entry in list(self._catalog):
             if entry.runner is not None and entry.loaded is not None:
@@ -90,7 +96,9 @@ class Server:
         loading = Entry(found.model, found.version, "loading", "it is being loaded")
         name = f"{found.model} version {found.version}"
         try:
-            loaded = await asyncio.to_thread(_load_first, found.folder, self._config)
+            loaded = await asyncio.to_thread(
+                _load_first, found.folder, self._config, self._check_open
+            )
         except UnloadableError as error:
             _log.error("%s cannot be served: %s", name, error)
             self._catalog.put(replace(loading, state="unloadable", reason=str(error)))
@@ -112,17 +120,25 @@ class Server:
         entry = Entry(found.model, found.version, "ready", "", loaded, runner)
         self._catalog.put(entry)
 
+    def _check_open(self) -> None:
+        """Raises NotReadyError when the server is being closed; any thread may call."""
+        if self._is_closing.is_set():
+            raise NotReadyError("the server is stopping: nothing is loaded any more")
+
     def _on_change(self, entry: Entry) -> None:
         self._metrics.set_state(entry.model, entry.version, entry.state)
 
 
 async def run(config: ServerConfig) -> None:
-    """Serves until SIGTERM or SIGINT; prints the ready line on stdout when serving."""
+    """Serves until SIGTERM or SIGINT; prints the ready line on stdout when serving.
+
+    A second signal ends the process at once, with 128 and the signal's number as a shell has it.
+    """
     give_way()
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(name, stopping.set)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _on_signal, number, stopping)
     server = Server(config)
     starting = asyncio.create_task(server.start())
     stopped = asyncio.create_task(stopping.wait())
@@ -141,9 +157,18 @@ async def run(config: ServerConfig) -> None:
         await server.close()
 
 
-def _load_first(folder: Path, config: ServerConfig) -> LoadedClassifier | LoadedDecoder:
+def _on_signal(number: signal.Signals, stopping: asyncio.Event) -> None:
+    if stopping.is_set():
+        _log.warning("stopped at once by a second signal, %s", number.name)
+        os._exit(128 + number)
+    stopping.set()
+
+
+def _load_first(
+    folder: Path, config: ServerConfig, check: Callable[[], None]
+) -> LoadedClassifier | LoadedDecoder:
     compute_first()
-    return load_version(folder, config)
+    return load_version(folder, config, check)
 
 
 def _chosen(found: list[Found], config: ServerConfig) -> list[Found]:
@@ -156,12 +181,23 @@ def _chosen(found: list[Found], config: ServerConfig) -> list[Found]:
     by_version = {(f.model, f.version): f for f in found}
     chosen = []
     for name, versions in config.models.items():
-        wanted = versions or {newest[name].version if name in newest else 0}
-        for number in sorted(wanted):
+        last = newest[name].version if name in newest else 0
+        for number in sorted({version or last for version in versions}):
             if (name, number) not in by_version:
                 raise ModelNotFoundError(_missing(name, number, found, config.repository))
             chosen.append(by_version[name, number])
     return chosen
+
+
+def _warn_of_labels(chosen: list[Found], config: ServerConfig) -> None:
+    served = {(f.model, f.version) for f in chosen}
+    for (name, label), version in config.version_labels.items():
+        if (name, version) not in served:
+            _log.warning(
+                "--version-label %s:%s=%d names a version that is not served: requests for it "
+                "will fail; serve it with --model %s=%d",
+                *(name, label, version, name, version),
+            )
 
 
 def _missing(name: str, version: int, found: list[Found], repository: Path) -> str:

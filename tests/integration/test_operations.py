@@ -3,7 +3,9 @@
 import asyncio
 import json
 import shutil
+import signal
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,15 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
 
+from enginehouse.v1 import inference_service_pb2 as inference_pb
+from enginehouse.v1.inference_service_pb2_grpc import InferenceServiceStub
 from enginehouse_client import (
     AsyncClient,
     Client,
     DeadlineError,
-    NotReadyError,
     OverloadedError,
     RetryPolicy,
+    UnloadableError,
 )
 from tests.fixtures.metrics import metrics_of, sum_of
 from tests.fixtures.server import ServerProcess, enginehouse
@@ -30,6 +34,12 @@ MODEL = "tiny"
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 ONCE = RetryPolicy(max_attempts=1)
+
+
+async def until_computed(server: ServerProcess, num_inputs: int) -> None:
+    async with asyncio.timeout(30):
+        while sum_of(metrics_of(server), "enginehouse_batch_size_sum") < num_inputs:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
 
 
 def health_of(server: ServerProcess, name: str) -> int:
@@ -134,6 +144,34 @@ async def test_a_clean_stop_finishes_what_is_in_flight(repository: Path) -> None
         await channel.close()
 
 
+async def test_a_stop_waits_for_a_slow_reader_of_a_stream(repository: Path) -> None:
+    num_requests, texts = 400, [inference_pb.ClassifyInput(text="dog")] * 8
+    request = inference_pb.ClassifyRequest(model=MODEL, inputs=texts)
+    with ServerProcess(repository, "--drain-delay-s", "0") as server:
+        async with grpc.aio.insecure_channel(server.address) as channel:
+            stub: Any = InferenceServiceStub(channel)
+            stream = stub.ClassifyStream()
+            for i in range(num_requests):
+                await stream.write(inference_pb.ClassifyStreamRequest(id=str(i), request=request))
+            await until_computed(server, 8 * num_requests)
+            server.terminate()
+            await asyncio.sleep(1.5)
+            answered = {(await stream.read()).id for _ in range(num_requests)}
+        assert answered == {str(i) for i in range(num_requests)}
+        assert await asyncio.to_thread(server.wait) == 0
+
+
+def test_a_second_signal_ends_the_server_at_once(repository: Path) -> None:
+    with ServerProcess(repository, "--drain-delay-s", "50") as server:
+        server.terminate()
+        while health_of(server, "") == SERVING:
+            time.sleep(0.01)
+        server.terminate()
+        began = time.monotonic()
+        assert server.wait() == 128 + signal.SIGTERM
+        assert time.monotonic() - began < 10
+
+
 def corrupt_weights(version: Path) -> None:
     file = next(p for p in version.glob("model.onnx*"))
     content = bytearray(file.read_bytes())
@@ -213,8 +251,9 @@ def test_what_cannot_be_served_is_reported_and_the_others_serve(
             assert reason in found.reason, (fault, found.reason)
         assert health_of(server, MODEL) == health_of(server, "") == SERVING
         assert health_of(server, "bad-0") == NOT_SERVING
-        with pytest.raises(NotReadyError, match=r"is unloadable: .*SHA-256"):
+        with pytest.raises(UnloadableError, match=r"is unloadable: .*SHA-256") as error:
             client.classify("bad-0", "hello")
+        assert error.value.code is grpc.StatusCode.FAILED_PRECONDITION
 
 
 def test_nothing_to_serve_is_an_exit_code_of_its_own(repository: Path, tmp_path: Path) -> None:
@@ -254,16 +293,23 @@ def test_versions_and_their_labels_can_be_chosen(repository: Path, tmp_path: Pat
         edit_manifest(renumbered(version))(folder)
     (tmp_path / MODEL / ".tmp-unfinished").mkdir()
     flags = ("--model", f"{MODEL}=1", "--model", f"{MODEL}=2")
+    labels = ("--version-label", f"{MODEL}:stable=1", "--version-label", f"{MODEL}:next=3")
     with (
-        ServerProcess(tmp_path, *flags, "--version-label", f"{MODEL}:stable=1") as server,
+        ServerProcess(tmp_path, *flags, *labels) as server,
         Client(server.address) as client,
     ):
+        assert f"{MODEL}:next=3 names a version that is not served" in server.log
+        assert "stable" not in server.log
         assert client.classify(MODEL, "hello").version == 2
         assert client.classify(MODEL, "hello", version=1).version == 1
         assert client.classify(MODEL, "hello", version_label="stable").version == 1
         assert [m.version for m in client.list_models()] == [2, 1]
-    with ServerProcess(tmp_path) as server, Client(server.address) as client:
-        assert client.classify(MODEL, "hello").version == 3
+    newest_and_first = ("--model", MODEL, "--model", f"{MODEL}=1")
+    cases: list[tuple[tuple[str, ...], list[int]]] = [((), [3]), (newest_and_first, [3, 1])]
+    for models, served in cases:
+        with ServerProcess(tmp_path, *models) as server, Client(server.address) as client:
+            assert client.classify(MODEL, "hello").version == 3
+            assert [m.version for m in client.list_models()] == served
 
 
 def test_limits_can_be_lowered_at_serve_time(repository: Path) -> None:

@@ -6,6 +6,9 @@ from click.testing import CliRunner
 
 from enginehouse_server.config import BatchingConfig, ConfigError, GrpcConfig, ServerConfig
 from enginehouse_server.options import config_options, load_config, settings, settings_table
+from enginehouse_server.repository import Catalog
+from enginehouse_server.rpc import GrpcServer
+from enginehouse_server.telemetry import Metrics
 
 OPERATING = Path(__file__).parents[2] / "docs/operating.md"
 
@@ -33,6 +36,57 @@ def test_every_fault_is_listed_at_once() -> None:
     assert "70000" in text
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        (
+            "keepalive_time_s",
+            float("inf"),
+            "--keepalive-time-s is inf; it must be a finite number of",
+        ),
+        (
+            "keepalive_time_s",
+            float("nan"),
+            "--keepalive-time-s is nan; it must be a finite number of",
+        ),
+        ("keepalive_time_s", 2147483.0, "--keepalive-time-s is 2147483.0; it must be below"),
+        (
+            "drain_timeout_s",
+            -1.0,
+            "--drain-timeout-s is -1.0; it must be a finite number of at least 0",
+        ),
+        ("max_message_bytes", 4294967296, "--max-message-bytes is 4294967296; it must be below"),
+        ("max_message_bytes", 2147483648, "it must be below 2147483648"),
+        (
+            "max_message_bytes",
+            1023,
+            "--max-message-bytes is 1023; it must be a finite number of at least",
+        ),
+    ],
+)
+def test_a_number_that_grpc_cannot_be_told_is_a_fault(name: str, value: float, text: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config({name: value}, None, {})
+    assert text in str(error.value)
+
+
+async def test_grpc_takes_the_largest_numbers_that_are_no_faults() -> None:
+    config = GrpcConfig(
+        listen="127.0.0.1:0",
+        max_message_bytes=2**31 - 1,
+        keepalive_time_s=2147482.9,
+        max_connection_age_s=2147482.9,
+        drain_timeout_s=2147482.9,
+    )
+    server = GrpcServer(config, Catalog({}, lambda _: None), Metrics())
+    await server.start()
+    await server.stop(0)
+
+
+def test_a_model_may_be_served_in_its_newest_and_in_another_version() -> None:
+    assert ServerConfig(model=("a", "a=1", "b=2")).models == {"a": {0, 1}, "b": {2}}
+
+
 def test_a_bad_variable_names_itself() -> None:
     with pytest.raises(ConfigError, match=r"ENGINEHOUSE_MAX_QUEUE.*many"):
         load_config({}, None, {"ENGINEHOUSE_MAX_QUEUE": "many"})
@@ -55,9 +109,9 @@ def test_a_file_that_is_no_toml_is_named(tmp_path: Path) -> None:
 def test_lists_come_from_repeated_flags_commas_and_arrays(tmp_path: Path) -> None:
     file = tmp_path / "server.toml"
     file.write_text('model = ["a", "b=2"]\n')
-    assert load_config({}, file, {}).models == {"a": set(), "b": {2}}
+    assert load_config({}, file, {}).models == {"a": {0}, "b": {2}}
     assert load_config({}, file, {"ENGINEHOUSE_MODEL": "c=1,c=3"}).models == {"c": {1, 3}}
-    assert load_config({"model": ("d",)}, file, {}).models == {"d": set()}
+    assert load_config({"model": ("d",)}, file, {}).models == {"d": {0}}
 
 
 def test_version_labels_are_by_model_and_label() -> None:

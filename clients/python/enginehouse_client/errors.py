@@ -3,7 +3,7 @@
     EnginehouseError
     ├── InvalidRequestError      the request itself is wrong: fix it
     ├── ModelNotFoundError       no model of that name and version
-    ├── NotReadyError            loading, draining or unloadable: retry later or elsewhere
+    ├── NotReadyError            loading or draining: retry later or elsewhere
     ├── OverloadedError          a queue is full: back off
     ├── DeadlineError            no answer in time
     ├── UnsupportedError         that server cannot do this

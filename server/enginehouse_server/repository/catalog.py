@@ -4,7 +4,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from enginehouse_server.errors import InvalidRequestError, ModelNotFoundError, NotReadyError
+from enginehouse_server.errors import (
+    InvalidRequestError,
+    ModelNotFoundError,
+    NotReadyError,
+    UnloadableError,
+)
 from enginehouse_server.tasks import Classifier, Generator
 
 from .load import LoadedClassifier
@@ -85,6 +90,7 @@ class Catalog:
                 classify.
             ModelNotFoundError: There is none.
             NotReadyError: It does not answer now.
+            UnloadableError: It cannot be served.
         """
         entry = self._ready(model, version, label)
         if not isinstance(entry.runner, Classifier):
@@ -126,14 +132,18 @@ class Catalog:
             version = self._version_of(model, label)
         entry = self.find(model, version)
         if entry.state != "ready" or entry.runner is None:
-            raise NotReadyError(
+            kind = UnloadableError if entry.state == "unloadable" else NotReadyError
+            raise kind(
                 f"model {entry.model!r} version {entry.version} is {entry.state}: {entry.reason}"
             )
         return entry
 
     def _version_of(self, model: str, label: str) -> int:
+        self.find(model)
         known = {k[1]: v for k, v in self._version_labels.items() if k[0] == model}
         if label not in known:
             names = ", ".join(sorted(known)) or "none"
-            raise ModelNotFoundError(f"model {model!r} has no version label {label!r}: {names}")
+            raise ModelNotFoundError(
+                f"model {model!r} has no version label {label!r}; it has: {names}"
+            )
         return known[label]

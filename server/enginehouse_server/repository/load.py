@@ -4,6 +4,7 @@ Blocking and slow (seconds to minutes): run it off the event loop.
 """
 
 import logging
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,8 +63,16 @@ class LoadedClassifier:
     latency: LatencyModel
 
 
-def load_classifier(folder: Path, settings: LoadSettings) -> LoadedClassifier:
+def load_classifier(
+    folder: Path, settings: LoadSettings, check: Callable[[], None] = lambda: None
+) -> LoadedClassifier:
     """Loads a version of a classifier.
+
+    Args:
+        folder: Of the version.
+        settings: How to load.
+        check: Called between files and between shapes, on several threads; what it raises
+            ends the loading.
 
     Raises:
         RepositoryError: Files are missing, damaged, or of another manifest version.
@@ -75,7 +84,9 @@ def load_classifier(folder: Path, settings: LoadSettings) -> LoadedClassifier:
     if task is None:
         raise RepositoryError(f"{name_of(manifest)} is no classifier")
     chosen = manifest.engines[0]
-    verify_files(folder, [*chosen.files, *manifest.text])
+    for file in (*chosen.files, *manifest.text):
+        check()
+        verify_files(folder, [file])
     max_tokens = min(settings.max_tokens or manifest.limits.max_tokens, manifest.limits.max_tokens)
     grid = _grid_of(manifest, settings, max_tokens)
     tokenizer = Tokenizer(folder / tokenizer_file(manifest), max_tokens)
@@ -91,7 +102,8 @@ def load_classifier(folder: Path, settings: LoadSettings) -> LoadedClassifier:
     )
     engine = create_encoder(chosen.backend, spec)
     try:
-        warm_up(engine, grid, name_of(manifest))
+        check()
+        warm_up(engine, grid, name_of(manifest), check)
         prove(engine, manifest, chosen, tokenizer, grid)
     except BaseException:
         engine.close()
@@ -101,11 +113,13 @@ def load_classifier(folder: Path, settings: LoadSettings) -> LoadedClassifier:
     return LoadedClassifier(manifest, task, max_tokens, chosen, engine, tokenizer, grid, latency)
 
 
-def warm_up(engine: EncoderEngine, grid: ShapeGrid, name: str) -> None:
+def warm_up(
+    engine: EncoderEngine, grid: ShapeGrid, name: str, check: Callable[[], None] = lambda: None
+) -> None:
     """Computes every shape once on every lane, so that no request pays for a compilation."""
     began = perf_counter()
     with ThreadPoolExecutor(len(engine.lanes)) as pool:
-        list(pool.map(lambda lane: _warm_up_lane(lane, grid), engine.lanes))
+        list(pool.map(lambda lane: _warm_up_lane(lane, grid, check), engine.lanes))
     _log.info(
         "%s: warmed up %d shapes (batch of 1 to %d, length %d to %d) in %.1f s",
         name,
@@ -143,9 +157,10 @@ def prove(
             )
 
 
-def _warm_up_lane(lane: EncoderLane, grid: ShapeGrid) -> None:
+def _warm_up_lane(lane: EncoderLane, grid: ShapeGrid, check: Callable[[], None]) -> None:
     row = [EncoderWork(0, 0, [1])]
     for shape in grid.shapes:
+        check()
         lane.start(row, shape)
         lane.wait()
 

@@ -4,6 +4,7 @@ Blocking and slow (seconds to minutes): run it off the event loop.
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -59,8 +60,15 @@ class LoadedDecoder:
     structures: StructureCompiler
 
 
-def load_decoder(folder: Path, settings: DecoderSettings) -> LoadedDecoder:
+def load_decoder(
+    folder: Path, settings: DecoderSettings, check: Callable[[], None] = lambda: None
+) -> LoadedDecoder:
     """Loads a version of a decoder.
+
+    Args:
+        folder: Of the version.
+        settings: How to load it.
+        check: Called every now and then; what it raises ends the loading.
 
     Raises:
         RepositoryError: Files are missing, damaged, or of another manifest version.
@@ -72,10 +80,13 @@ def load_decoder(folder: Path, settings: DecoderSettings) -> LoadedDecoder:
     if task is None:
         raise RepositoryError(f"{name} does not generate")
     chosen = manifest.decoders[0]
-    verify_files(folder, [*chosen.files, *manifest.text])
+    for listed in (*chosen.files, *manifest.text):
+        check()
+        verify_files(folder, [listed])
     file = folder / tokenizer_file(manifest)
     vocabulary, template = Vocabulary(file), read_chat_template(file.parent)
     structures = StructureCompiler(file, task.vocab_size, task.eos_ids)
+    check()
     engine = create_decoder(chosen.backend, _spec(folder, manifest, task, settings))
     try:
         prove_decoder(engine, chosen, name)

@@ -1,11 +1,14 @@
 """Finds the versions of models in a repository folder, without opening any."""
 
+import logging
 from pathlib import Path
 from typing import NamedTuple
 
 from enginehouse_server.errors import RepositoryError
 
 __all__ = ["Found", "scan"]
+
+_log = logging.getLogger(__name__)
 
 
 class Found(NamedTuple):
@@ -19,27 +22,38 @@ class Found(NamedTuple):
 def scan(repository: Path) -> list[Found]:
     """Every `<model>/<version>` folder, ordered by model and then version, newest first.
 
-    Hidden folders (builds in progress) and names that are not a positive number are passed over.
+    Hidden folders (builds in progress), names that are not a positive number and folders of models
+    that cannot be read (a file system's lost+found) are passed over.
 
     Raises:
         RepositoryError: The repository is not a readable folder.
     """
     try:
         models = sorted(p for p in repository.iterdir() if _is_candidate(p))
-        versions = {m: [v for v in m.iterdir() if _is_candidate(v)] for m in models}
     except OSError as error:
         raise RepositoryError(
             f"the repository {repository} cannot be read ({error.strerror}): "
             "build a model into it, or name another with --repository"
         ) from error
-    found = [
-        Found(model.name, int(folder.name), folder)
-        for model, folders in versions.items()
-        for folder in folders
-        if folder.name.isascii() and folder.name.isdigit() and folder.name[0] != "0"
-    ]
+    found = [version for model in models for version in _versions_of(model)]
     return sorted(found, key=lambda f: (f.model, -f.version))
+
+
+def _versions_of(model: Path) -> list[Found]:
+    try:
+        return [
+            Found(model.name, int(folder.name), folder)
+            for folder in model.iterdir()
+            if _is_candidate(folder) and _is_number(folder.name)
+        ]
+    except OSError as error:
+        _log.warning("%s is passed over: it cannot be read (%s)", model, error.strerror)
+        return []
 
 
 def _is_candidate(path: Path) -> bool:
     return path.is_dir() and not path.name.startswith(".")
+
+
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdigit() and name[0] != "0"

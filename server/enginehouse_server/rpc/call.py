@@ -23,6 +23,7 @@ __all__ = ["Call", "Context", "Malformed", "Part", "TolerantRegistry"]
 
 _log = logging.getLogger(__name__)
 _REQUEST_ID = "x-request-id"
+_ON_THE_WAY_S = 0.005
 _GOOD_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 # grpcio's classes are generic for type checkers alone.
@@ -43,7 +44,7 @@ class Call:
 
     def __init__(self, rpc: str, context: Context, metrics: Metrics) -> None:
         self._rpc, self._context, self._metrics = rpc, context, metrics
-        self._began = monotonic()
+        self._began, self._time_s = monotonic(), context.time_remaining()
         self.request_id = _request_id(context)
         self.telemetry: RequestTelemetry | None = None
 
@@ -54,7 +55,7 @@ class Call:
         return self
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        code = _code(error).name
+        code = self._code_of(error).name
         self._metrics.rpc_ended(self._rpc, code)
         if self.telemetry is not None:
             self.telemetry.request_ended(self._rpc, code, monotonic() - self._began)
@@ -88,7 +89,21 @@ class Call:
             part.status = self.status_of(raised)
         finally:
             if part.telemetry is not None:
-                part.telemetry.request_ended(self._rpc, _code(error).name, monotonic() - began)
+                part.telemetry.request_ended(
+                    self._rpc, self._code_of(error).name, monotonic() - began
+                )
+
+    def _code_of(self, error: BaseException | None) -> grpc.StatusCode:
+        if error is None:
+            return grpc.StatusCode.OK
+        if isinstance(error, Exception):
+            return code_of(error)
+        # gRPC cancels the work of a call whose deadline expires, too. The caller gives up first: a
+        # timeout is sent rounded up, by at most 1 %, and takes its time on the way.
+        left_s, time_s = self.time_left_s, self._time_s
+        if left_s is not None and time_s is not None and left_s <= 0.01 * time_s + _ON_THE_WAY_S:
+            return grpc.StatusCode.DEADLINE_EXCEEDED
+        return grpc.StatusCode.CANCELLED
 
     def status_of(self, error: Exception) -> status_pb2.Status:
         """What the caller is told of an error; what it is not told is logged."""
@@ -159,9 +174,3 @@ def _request_id(context: Context) -> str:
         if key == _REQUEST_ID and isinstance(value, str) and _GOOD_ID.fullmatch(value):
             return value
     return uuid4().hex
-
-
-def _code(error: BaseException | None) -> grpc.StatusCode:
-    if error is None:
-        return grpc.StatusCode.OK
-    return code_of(error) if isinstance(error, Exception) else grpc.StatusCode.CANCELLED

@@ -34,11 +34,11 @@ class Inference(InferenceServiceServicer):
 
     async def Classify(self, request: pb.ClassifyRequest, context: Context) -> pb.ClassifyResponse:
         """Labels for the texts of one request."""
-        with self._in_flight:
-            async with Call("Classify", context, self._metrics) as call:
-                entry, classifier = self._catalog.classifier(*_model_of(request))
-                call.telemetry = classifier.telemetry
-                return await _classify(entry, classifier, request, call)
+        self._in_flight.hold(context)
+        async with Call("Classify", context, self._metrics) as call:
+            entry, classifier = self._catalog.classifier(*_model_of(request))
+            call.telemetry = classifier.telemetry
+            return await _classify(entry, classifier, request, call)
 
     async def ClassifyStream(  # type: ignore[override]  # writes its answers itself
         self, request_iterator: AsyncIterator[pb.ClassifyStreamRequest], context: Context
@@ -46,57 +46,57 @@ class Inference(InferenceServiceServicer):
         """Labels for requests as they come, each answered when it is done."""
         async with Call("ClassifyStream", context, self._metrics) as call:
             await call.metadata_sent()
-            stream = AnswerStream(context, partial(self._answer_one, call))
+            stream = AnswerStream(context, partial(self._answer_one, call), self._in_flight)
             await stream.run(request_iterator)
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:
         """The text that a model continues a prompt with."""
-        with self._in_flight:
-            async with Call("Generate", context, self._metrics) as call:
-                entry, generator = self._generator(request, call)
-                plain = generate_request(request, call.time_left_s)
-                async with generator.generate(plain) as generation:
-                    return await whole_answer(entry, generation)
+        self._in_flight.hold(context)
+        async with Call("Generate", context, self._metrics) as call:
+            entry, generator = self._generator(request, call)
+            plain = generate_request(request, call.time_left_s)
+            async with generator.generate(plain) as generation:
+                return await whole_answer(entry, generation)
 
     async def GenerateStream(  # type: ignore[override]  # writes its answers itself
         self, request: pb.GenerateStreamRequest, context: Context
     ) -> None:
         """The text, piece by piece."""
-        with self._in_flight:
-            async with Call("GenerateStream", context, self._metrics) as call:
-                entry, generator = self._generator(request.request, call)
-                plain = generate_request(request.request, call.time_left_s)
-                async with generator.generate(plain) as generation:
-                    await call.metadata_sent()
-                    await write_pieces(context, entry, generation, self._stall_timeout_s)
+        self._in_flight.hold(context)
+        async with Call("GenerateStream", context, self._metrics) as call:
+            entry, generator = self._generator(request.request, call)
+            plain = generate_request(request.request, call.time_left_s)
+            async with generator.generate(plain) as generation:
+                await call.metadata_sent()
+                await write_pieces(context, entry, generation, self._stall_timeout_s)
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
         """The tokens of a prompt."""
-        with self._in_flight:
-            async with Call("Tokenize", context, self._metrics) as call:
-                _, generator = self._generator(request, call)
-                found = await generator.tokenize(prompt_of(request.prompt))
-                return pb.TokenizeResponse(
-                    token_ids=found.ids, text=found.text, max_tokens=generator.traits.max_tokens
-                )
+        self._in_flight.hold(context)
+        async with Call("Tokenize", context, self._metrics) as call:
+            _, generator = self._generator(request, call)
+            found = await generator.tokenize(prompt_of(request.prompt))
+            return pb.TokenizeResponse(
+                token_ids=found.ids, text=found.text, max_tokens=generator.traits.max_tokens
+            )
 
     async def Detokenize(
         self, request: pb.DetokenizeRequest, context: Context
     ) -> pb.DetokenizeResponse:
         """The text of tokens."""
-        with self._in_flight:
-            async with Call("Detokenize", context, self._metrics) as call:
-                _, generator = self._generator(request, call)
-                text = await generator.detokenize(
-                    request.token_ids, keep_special_tokens=request.keep_special_tokens
-                )
-                return pb.DetokenizeResponse(text=text)
+        self._in_flight.hold(context)
+        async with Call("Detokenize", context, self._metrics) as call:
+            _, generator = self._generator(request, call)
+            text = await generator.detokenize(
+                request.token_ids, keep_special_tokens=request.keep_special_tokens
+            )
+            return pb.DetokenizeResponse(text=text)
 
     async def _answer_one(
         self, call: Call, message: pb.ClassifyStreamRequest
     ) -> pb.ClassifyStreamResponse:
         """The answer to one request of a stream, be it an error."""
-        with self._in_flight, call.part() as part:
+        with call.part() as part:
             entry, classifier = self._catalog.classifier(*_model_of(message.request))
             part.telemetry = classifier.telemetry
             response = await _classify(entry, classifier, message.request, call)

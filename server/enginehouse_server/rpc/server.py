@@ -1,9 +1,10 @@
 """The gRPC server: services, health, reflection and transport settings."""
 
 import asyncio
+from time import monotonic
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from enginehouse.v1 import inference_service_pb2, model_service_pb2
@@ -14,15 +15,14 @@ from enginehouse_server.repository import Catalog
 from enginehouse_server.telemetry import Metrics
 
 from .call import TolerantRegistry
+from .health import Health
 from .in_flight import InFlight
 from .inference import Inference
 from .models import Models
 
 __all__ = ["GrpcServer"]
 
-_LAST_ANSWERS_S = 0.25  # for answers that are on their way out
-_SERVING = health_pb2.HealthCheckResponse.SERVING
-_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+_LAST_ANSWERS_S = 0.25  # for calls that are not counted as in flight, and for the last bytes
 
 
 class GrpcServer:
@@ -31,7 +31,7 @@ class GrpcServer:
     def __init__(self, config: GrpcConfig, catalog: Catalog, metrics: Metrics) -> None:
         """Makes the server; it does not listen yet."""
         self._server = grpc.aio.server(options=_options(config))
-        self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
+        self._health = Health()
         self._in_flight = InFlight()
         registry = TolerantRegistry(self._server)
         add_InferenceServiceServicer_to_server(
@@ -72,20 +72,21 @@ class GrpcServer:
 
     async def set_health(self, name: str, *, serving: bool) -> None:
         """Says whether a model, or the whole server (""), serves; watchers are told."""
-        await self._health.set(name, _SERVING if serving else _NOT_SERVING)
+        await self._health.set(name, serving=serving)
 
     async def say_not_serving(self) -> None:
         """Says that nothing serves any more, for good."""
-        await self._health.enter_graceful_shutdown()
+        await self._health.say_not_serving()
 
     async def stop(self, timeout_s: float) -> None:
         """Takes no new calls, and lets requests in flight take `timeout_s`.
 
         Calls that stay open with nothing to answer (health watchers, idle streams) are then ended.
         """
+        end = monotonic() + timeout_s
         stopping = asyncio.create_task(self._server.stop(timeout_s))
         await self._in_flight.wait_until_idle(timeout_s)
-        await self._server.stop(min(timeout_s, _LAST_ANSWERS_S))
+        await self._server.stop(min(max(end - monotonic(), 0.0), _LAST_ANSWERS_S))
         await stopping
 
 

@@ -7,6 +7,7 @@ from enginehouse.v1 import inference_service_pb2 as pb
 from enginehouse_server.errors import InvalidRequestError
 
 from .call import Context
+from .in_flight import InFlight
 
 __all__ = ["AnswerStream"]
 
@@ -22,9 +23,9 @@ class AnswerStream:
     of the requests that they belong to.
     """
 
-    def __init__(self, context: Context, answer: Answer) -> None:
-        """Takes the call, and what answers one request and never raises."""
-        self._context, self._answer = context, answer
+    def __init__(self, context: Context, answer: Answer, in_flight: InFlight) -> None:
+        """Takes the call, what answers one request and never raises, and who counts them."""
+        self._context, self._answer, self._in_flight = context, answer, in_flight
         self._unanswered: dict[str, asyncio.Task[None]] = {}
         self._room = asyncio.Semaphore(_MAX_UNANSWERED)
         self._answers: asyncio.Queue[pb.ClassifyStreamResponse | None] = asyncio.Queue()
@@ -40,17 +41,21 @@ class AnswerStream:
             while (answer := await self._answers.get()) is not None:
                 await self._context.write(answer)
                 del self._unanswered[answer.id]
+                self._in_flight.end()
                 self._room.release()
             await reader
         finally:
-            for task in (reader, *self._unanswered.values()):
+            reader.cancel()
+            for task in self._unanswered.values():
                 task.cancel()
+                self._in_flight.end()
 
     async def _read(self, requests: AsyncIterator[pb.ClassifyStreamRequest]) -> None:
         try:
             async for request in requests:
                 self._check(request)
                 await self._room.acquire()
+                self._in_flight.begin()
                 self._unanswered[request.id] = asyncio.create_task(self._answer_to(request))
             await asyncio.gather(*self._unanswered.values())
         finally:

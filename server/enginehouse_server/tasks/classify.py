@@ -13,7 +13,7 @@ from time import monotonic
 
 import numpy as np
 
-from enginehouse_server.errors import InvalidRequestError
+from enginehouse_server.errors import InvalidRequestError, OverloadedError
 from enginehouse_server.scheduler import Completion, EncoderScheduler, EncoderWork
 from enginehouse_server.scheduler.encoder import Deliver
 from enginehouse_server.telemetry.base import ModelTelemetry
@@ -22,6 +22,8 @@ from enginehouse_server.text import Encoding, TextInput, TokenizeJob, Tokenizer,
 from .scores import Activation, Scored, best_labels, scores
 
 __all__ = ["Classifier", "ClassifierTraits", "ClassifyReply", "ClassifyRequest", "InputResult"]
+
+_TOKENIZER_FULL_RETRY_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,7 @@ class ClassifierTraits:
         accepts_pairs: Whether inputs may have two texts.
         max_tokens: Longest input.
         max_inputs: Most inputs of a request.
+        max_queue: Most inputs that wait.
     """
 
     labels: tuple[str, ...]
@@ -41,6 +44,7 @@ class ClassifierTraits:
     accepts_pairs: bool
     max_tokens: int
     max_inputs: int
+    max_queue: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +118,9 @@ class Classifier:
         self._ids = count(1)
         self._in_flight: dict[int, _InFlight] = {}
         self._scheduler = create_scheduler(self._on_completed)
-        self._tokenizing = TokenizerThread(tokenizer, self._on_tokenized)
+        self._tokenizing = TokenizerThread(
+            tokenizer, self._on_tokenized, self._in_flight.__contains__
+        )
         telemetry.watch_queue(
             lambda: self._scheduler.num_waiting, lambda: self._scheduler.num_waiting_tokens
         )
@@ -133,12 +139,14 @@ class Classifier:
             NotReadyError: The model is being stopped.
         """
         self._check(request)
-        self._scheduler.check_room(len(request.inputs), request.priority, request.deadline)
+        self._check_room(request)
         request_id, num_inputs = next(self._ids), len(request.inputs)
         answer: asyncio.Future[ClassifyReply] = self._loop.create_future()
         entry = _InFlight(request, answer, num_inputs, [None] * num_inputs)
         self._in_flight[request_id] = entry
-        self._tokenizing.submit(TokenizeJob(request_id, request.inputs, request.truncate))
+        self._tokenizing.submit(
+            TokenizeJob(request_id, request.inputs, request.truncate, request.deadline)
+        )
         try:
             return await answer
         finally:
@@ -147,7 +155,7 @@ class Classifier:
                 self._scheduler.cancel([request_id])
 
     async def close(self, timeout_s: float) -> None:
-        """Finishes what it was given, within `timeout_s`, and stops the threads."""
+        """Stops the threads; what waits for the engine already has `timeout_s` to finish."""
         await asyncio.to_thread(self._tokenizing.close)
         await asyncio.to_thread(self._scheduler.close, timeout_s)
 
@@ -173,6 +181,19 @@ class Classifier:
                 raise InvalidRequestError(f"{where} is set, but this model takes no pairs", where)
             if not source.text_pair:
                 raise InvalidRequestError(f"{where} is empty; leave it out instead", where)
+
+    def _check_room(self, request: ClassifyRequest) -> None:
+        """Raises OverloadedError before any work is put into a request that would be refused."""
+        num_pending, num_inputs = self._tokenizing.num_pending, len(request.inputs)
+        limit = self.traits.max_queue
+        if num_pending and num_pending + num_inputs > limit:
+            raise OverloadedError(
+                f"{num_pending} inputs wait for their tokens and {num_inputs} more would exceed "
+                f"the queue's limit of {limit}: try again later, or raise --max-queue",
+                _TOKENIZER_FULL_RETRY_S,
+            )
+        # What waits for its tokens will be in the scheduler's queue before this request is.
+        self._scheduler.check_room(num_pending + num_inputs, request.priority, request.deadline)
 
     def _on_tokenized(self, request_id: int, found: list[Encoding] | Exception) -> None:
         """On the tokenizer's thread: passes the tokens on to the scheduler."""

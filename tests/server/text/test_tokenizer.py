@@ -1,12 +1,15 @@
 import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import tokenizers
 from tokenizers import models, pre_tokenizers, processors
 
-from enginehouse_server.errors import RepositoryError
+from enginehouse_server.errors import DeadlineError, NotReadyError, RepositoryError
 from enginehouse_server.text import Encoding, TextInput, TokenizeJob, Tokenizer, TokenizerThread
+from tests.fixtures.tokenizer import GatedTokenizer
 
 WORDS = {"[CLS]": 0, "[SEP]": 1, "[UNK]": 2, "a": 3, "b": 4, "c": 5}
 
@@ -58,21 +61,82 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
         Tokenizer(path, 8)
 
 
-def test_the_thread_answers_each_job_and_outlives_a_bad_one(file: Path) -> None:
-    found: dict[int, object] = {}
-    done = threading.Semaphore(0)
+class Rig:
+    """A tokenizer's thread, and what came of each request."""
 
-    def keep(request_id: int, encodings: object) -> None:
-        found[request_id] = encodings
-        done.release()
+    def __init__(self, file: Path) -> None:
+        self.found: dict[int, object] = {}
+        self.unwanted: set[int] = set()
+        self.tokenizer = GatedTokenizer(file)
+        self.tokenizer.gate.clear()
+        self.thread = TokenizerThread(
+            self.tokenizer, self.found.__setitem__, lambda i: i not in self.unwanted
+        )
 
-    thread = TokenizerThread(Tokenizer(file, 8), keep)
-    thread.submit(TokenizeJob(1, [TextInput("a")], truncate=False))
-    thread.submit(TokenizeJob(2, [TextInput(None)], truncate=False))  # type: ignore[arg-type]
-    thread.submit(TokenizeJob(3, [TextInput("b")], truncate=False))
-    for _ in range(3):
-        assert done.acquire(timeout=10)
-    thread.close()
-    assert found[1] == [Encoding([0, 3, 1], None, 3)]
-    assert isinstance(found[2], Exception)
-    assert found[3] == [Encoding([0, 4, 1], None, 3)]
+    def submit(self, request_id: int, *texts: str, deadline: float = float("inf")) -> None:
+        inputs = [TextInput(text) for text in texts]
+        self.thread.submit(TokenizeJob(request_id, inputs, truncate=False, deadline=deadline))
+
+    def wait_for(self, is_so: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 10
+        while not is_so() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert is_so()
+
+
+@pytest.fixture
+def rig(file: Path) -> Iterator[Rig]:
+    rig = Rig(file)
+    yield rig
+    rig.tokenizer.gate.set()
+    rig.thread.close()
+
+
+def test_the_thread_answers_each_job_and_outlives_a_bad_one(rig: Rig) -> None:
+    rig.submit(1, "a")
+    rig.submit(2, None)  # type: ignore[arg-type]
+    rig.submit(3, "b")
+    rig.tokenizer.gate.set()
+    rig.wait_for(lambda: len(rig.found) == 3)
+    assert rig.found[1] == [Encoding([0, 3, 1], None, 3)]
+    assert isinstance(rig.found[2], Exception)
+    assert rig.found[3] == [Encoding([0, 4, 1], None, 3)]
+
+
+def test_what_waits_for_the_thread_is_counted_until_it_is_passed_on(rig: Rig) -> None:
+    rig.submit(1, "a", "b")
+    rig.submit(2, "c")
+    assert rig.thread.num_pending == 3
+    rig.tokenizer.gate.set()
+    rig.wait_for(lambda: set(rig.found) == {1, 2})
+    assert rig.thread.num_pending == 0
+
+
+def test_a_job_that_nobody_waits_for_is_not_tokenized(rig: Rig) -> None:
+    for i, text in enumerate("abc"):
+        rig.submit(i, text)
+    rig.unwanted |= {1}
+    rig.tokenizer.gate.set()
+    rig.wait_for(lambda: set(rig.found) == {0, 2})
+    assert rig.tokenizer.texts == ["a", "c"]
+
+
+def test_a_job_that_is_too_late_is_not_tokenized_and_is_told(rig: Rig) -> None:
+    rig.submit(1, "a")
+    rig.submit(2, "b", deadline=time.monotonic() - 1)
+    rig.tokenizer.gate.set()
+    rig.wait_for(lambda: len(rig.found) == 2)
+    assert isinstance(rig.found[2], DeadlineError)
+    assert rig.tokenizer.texts == ["a"]
+
+
+def test_closing_does_not_tokenize_what_waits_and_tells_it(rig: Rig) -> None:
+    for i, text in enumerate("abc"):
+        rig.submit(i, text)
+    closing = threading.Thread(target=rig.thread.close)
+    closing.start()
+    rig.wait_for(lambda: rig.thread._is_closing)
+    rig.tokenizer.gate.set()
+    closing.join(10)
+    assert rig.tokenizer.texts in (["a"], [])  # the first may have begun before
+    assert {type(rig.found[i]) for i in (1, 2)} == {NotReadyError}
