@@ -18,7 +18,8 @@ Real = TypeVar("Real", np.float32, np.float64)
 
 # Below it a difference of 1e-3 between logits is a factor of e**100: the most likely token.
 GREEDY_TEMPERATURE = 1e-5
-_FIRST_NUCLEUS = 64  # most likely tokens that are tried first for top_p
+_NUCLEUS_SIZES = (64, 512)  # most likely tokens that are tried first for top_p
+_NUM_LEVELS, _LEVELS_PER_E = 2048, 64  # of weights, down to e**-32
 _GROUP = 256  # weights that are summed before the sums are accumulated
 
 
@@ -49,16 +50,33 @@ def draw(row: NDArray[np.float32], best: float, settings: SamplingSettings, unif
 def _draw_nucleus(
     row: NDArray[np.float32], best: float, settings: SamplingSettings, uniform: float
 ) -> int:
-    """Sorts ever more of the most likely tokens until they reach `top_p` (Holtzman et al. 2020)."""
-    total = float(_weights(row, best, settings.temperature).sum(dtype=np.float64))
-    size = _FIRST_NUCLEUS
-    while True:
-        ids = largest(row, min(size, len(row)))
-        weights = _weights(row[ids].astype(np.float64), best, settings.temperature)
-        is_enough = weights.sum() >= settings.top_p * total or weights[-1] < settings.min_p
+    """Draws from the most likely tokens that reach `top_p` (Holtzman et al. 2020).
+
+    Usually these are few, and found among some of the most likely. Where they are not, only those
+    about the border are sorted.
+    """
+    temperature = settings.temperature
+    weights = _weights(row, best, temperature)
+    total = float(weights.sum(dtype=np.float64))
+    for size in _NUCLEUS_SIZES:
+        ids = largest(row, size)
+        most = _weights(row[ids].astype(np.float64), best, temperature)
+        is_enough = most.sum() >= settings.top_p * total or most[-1] < settings.min_p
         if is_enough or len(ids) < size:
-            return _draw_sorted(ids, weights, settings, total, uniform)
-        size *= 8
+            return _draw_sorted(ids, most, settings, total, uniform)
+    # Levels of equal ratio of weights; the last one takes all that is left.
+    ratios = (np.float32(best) - row) / np.float32(temperature) * np.float32(_LEVELS_PER_E)
+    levels = np.minimum(ratios, np.float32(_NUM_LEVELS - 1)).astype(np.int64)
+    reached = np.cumsum(np.bincount(levels, weights=weights, minlength=_NUM_LEVELS))
+    border = min(int(np.searchsorted(reached, settings.top_p * total)), _NUM_LEVELS - 1)
+    above = np.flatnonzero(levels < border)
+    at = np.flatnonzero(levels == border)
+    at = at[np.argsort(-row[at], kind="stable")]
+    missing = settings.top_p * total - (reached[border - 1] if border else 0.0)
+    num_at = int(np.searchsorted(np.cumsum(weights[at], dtype=np.float64), missing)) + 1
+    ids = np.concatenate([above, at[:num_at]])
+    ids = ids[weights[ids] >= settings.min_p]
+    return int(ids[_place(weights[ids], uniform)])
 
 
 def _draw_sorted(

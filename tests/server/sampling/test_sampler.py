@@ -131,6 +131,7 @@ def test_a_token_is_drawn_from_the_distribution_that_was_asked_for(
         SamplingSettings(temperature=0.7),
         SamplingSettings(temperature=1.5, top_k=6),
         SamplingSettings(temperature=1.2, top_p=0.9),
+        SamplingSettings(temperature=2.5, top_p=0.98),
         SamplingSettings(temperature=2.0, min_p=0.05),
         SamplingSettings(temperature=1.5, top_k=20, top_p=0.8, min_p=0.02),
     ],
