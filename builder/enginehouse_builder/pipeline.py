@@ -123,7 +123,10 @@ class _Build:
             reference = run_reference(context, texts, limits.max_tokens, stage.report)
             stage.report("comparing alone and padded answers")
             judged = Judged("fp32", value.classify, limits)
-            padding = run_padding(context, canonical, judged, rows)
+            # A user's own samples may all be of one length, or a single one.
+            shipped = samples_for(read_samples(None), accepts_pairs=value.classify.accepts_pairs)
+            more = tokenizer.encode(shipped, truncate=True)
+            padding = run_padding(context, canonical, judged, [*rows, *more])
             task = replace(
                 value.classify,
                 padding="invariant" if padding.value.is_invariant else "equal_length",

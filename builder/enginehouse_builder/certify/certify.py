@@ -72,7 +72,7 @@ def certify(
     is_invariant = judged.task.padding == "invariant"
     batches = mixed_batches if is_invariant else equal_length_batches
     alone = answer_alone(lane, rows)
-    batched = answer_batches(lane, rows, batches(rows, judged.limits))
+    batched = answer_batches(lane, rows, batches(rows, judged.limits), judged.limits)
     exact = np.array([answer.logits for answer in reference.answers], np.float32)
     runtime = f"{engine.backend} {engine.runtime_version}"
     found = compare(

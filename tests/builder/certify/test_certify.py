@@ -196,9 +196,50 @@ def test_a_model_that_padding_changes_is_found_out_and_batched_by_length() -> No
     judged = Judged("fp32", replace(TASK, padding="equal_length"), LIMITS)
     rows = [*ROWS, *ROWS]
     certify(engine, judged, rows, _reference(rows))
-    assert max(shape.batch for shape in engine.shapes[-30:]) == 2
+    assert max(shape.batch for shape in engine.shapes[-30:]) == 2 + 1  # and an empty row
     with pytest.raises(CertificateError):
         certify(engine, JUDGED, ROWS, _reference())
+
+
+@pytest.mark.parametrize(
+    ("rows", "limits"),
+    [
+        (ROWS, replace(LIMITS, max_batch=1)),
+        (ROWS[3:4], LIMITS),
+        ([ROWS[3]] * 10, LIMITS),
+        (ROWS[-2:], replace(LIMITS, max_tokens=20)),
+    ],
+)
+def test_padding_is_tried_whatever_the_samples_and_the_limits(
+    rows: Sequence[Encoding], limits: Limits
+) -> None:
+    def padded(row: TokenRow, shape: Shape) -> list[float]:
+        return [x + 0.01 * (shape.length > len(row.ids)) for x in _right(row, shape)]
+
+    assert not check_padding(AnsweringEngine(padded), rows, limits).is_invariant
+
+
+def test_a_model_that_an_empty_row_changes_is_found_out() -> None:
+    class Engine(AnsweringEngine):
+        def start(self, rows: Sequence[TokenRow], shape: Shape) -> None:
+            super().start(rows, shape)
+            self._logits += 0.01 * (shape.batch > len(rows))
+
+    assert not check_padding(Engine(_right), ROWS, LIMITS).is_invariant
+    with pytest.raises(CertificateError, match="in a batch"):
+        certify(Engine(_right), JUDGED, ROWS, _reference())
+
+
+def test_every_padded_shape_is_within_the_limits() -> None:
+    engine = AnsweringEngine(_right)
+    check_padding(engine, ROWS, replace(LIMITS, max_batch_tokens=40))
+    assert max(shape.length for shape in engine.shapes) == LIMITS.max_tokens
+    assert max(shape.num_tokens for shape in engine.shapes) <= 40
+
+
+def test_samples_that_leave_nothing_to_pad_are_refused() -> None:
+    with pytest.raises(CertificateError, match="fills a row of 4 tokens"):
+        check_padding(AnsweringEngine(_right), ROWS[3:4], replace(LIMITS, max_tokens=4))
 
 
 def test_a_model_that_padding_leaves_alone_is_invariant() -> None:
