@@ -253,7 +253,7 @@ def _verdict(certified: Certified, judged: Judged) -> str:
     certificate = certified.certificate
     verdict = (
         f"{certificate.num_samples} samples: logits within {certificate.max_abs_error:.2g} "
-        f"of the original's (largest {certificate.scale:.3g})"
+        f"of the original's, which vary by {certificate.scale:.3g}"
     )
     if certificate.top1_agreement is not None and certified.clear_agreement is not None:
         verdict += f", {certificate.top1_agreement:.1%} decided alike"

@@ -166,7 +166,7 @@ class Certificate:
         mean_abs_error: Mean absolute difference of the logits.
         min_cosine: Least cosine similarity between the two logit vectors of a text.
         top1_agreement: Share of the texts whose best label is the same; None for regression.
-        tolerance: Bound on the error, relative to the largest logit, that the build demanded.
+        tolerance: Bound on the error, relative to how far logits vary, that the build demanded.
     """
 
     reference: str
