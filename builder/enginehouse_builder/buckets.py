@@ -2,7 +2,7 @@
 
 from .manifest import Bucket, ClassifyTask, Limits
 
-__all__ = ["default_buckets"]
+__all__ = ["default_buckets", "lengths_up_to"]
 
 _FIRST = 8  # tokens; shorter rows are padded to it
 _STEP_UP_TO = ((40, 1), (64, 2), (128, 4), (256, 8), (512, 32), (2**30, 128))  # (length, step)
@@ -21,10 +21,11 @@ def default_buckets(limits: Limits, task: ClassifyTask) -> tuple[Bucket, ...]:
     if task.padding == "equal_length":
         lengths = range(1, limits.max_tokens + 1)
         return tuple(Bucket(n, _batches(n, limits, _equal_batches(n))) for n in lengths)
-    return tuple(Bucket(n, _batches(n, limits, _BATCHES)) for n in _lengths(limits.max_tokens))
+    return tuple(Bucket(n, _batches(n, limits, _BATCHES)) for n in lengths_up_to(limits.max_tokens))
 
 
-def _lengths(max_tokens: int) -> list[int]:
+def lengths_up_to(max_tokens: int) -> list[int]:
+    """Lengths that rows are padded to, ascending, `max_tokens` the last."""
     lengths = [min(_FIRST, max_tokens)]
     for end, step in _STEP_UP_TO:
         while lengths[-1] < min(end, max_tokens):

@@ -167,10 +167,23 @@ def test_what_was_certified_is_what_is_published(own_cache: BuildSpec) -> None:
 
 @pytest.mark.slow
 def test_a_model_that_padding_changes_is_marked(checkpoint: Checkpoint, spec: BuildSpec) -> None:
-    published = _build(replace(spec, model=str(checkpoint("convbert")), max_tokens=24))
+    model = str(checkpoint("convbert"))
+    published = _build(replace(spec, model=model, max_tokens=24))
     assert published.manifest.classify
     assert published.manifest.classify.padding == "equal_length"
     assert published.manifest.engines[0].certificate.max_abs_error < 1e-4
+
+
+@pytest.mark.slow
+def test_padding_is_tried_where_no_own_sample_and_no_batch_has_any(
+    checkpoint: Checkpoint, spec: BuildSpec, tmp_path: Path
+) -> None:
+    samples = tmp_path / "samples.txt"
+    samples.write_text("one text\nsix more\n" + "a long text that is cut to the longest row\n" * 2)
+    model = str(checkpoint("convbert"))
+    published = _build(replace(spec, model=model, max_tokens=24, max_batch=1, samples=samples))
+    assert published.manifest.classify
+    assert published.manifest.classify.padding == "equal_length"
 
 
 def test_own_samples_are_what_is_asked(built: Built, spec: BuildSpec, tmp_path: Path) -> None:

@@ -247,7 +247,7 @@ def test_a_decoder_that_is_not_as_certified_is_not_served(
     assert text in found.stderr
     with ServerProcess(tmp_path / "r") as server, Client(server.address) as client:
         assert client.classify(MODEL, "a").results  # the other one is served
-        with pytest.raises(NotReadyError, match=text):
+        with pytest.raises(UnloadableError, match=text):
             client.generate(WRITER, "a", timeout_s=1)
 
 

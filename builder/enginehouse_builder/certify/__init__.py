@@ -1,6 +1,12 @@
 """Proves that an engine answers as the original does, on sample texts."""
 
-from .answers import answer_alone, answer_batches, equal_length_batches, mixed_batches
+from .answers import (
+    answer_alone,
+    answer_batches,
+    answer_padded,
+    equal_length_batches,
+    mixed_batches,
+)
 from .certify import Certified, Judged, certify
 from .continuations import (
     NUM_TOP,
@@ -32,6 +38,7 @@ __all__ = [
     "Tolerance",
     "answer_alone",
     "answer_batches",
+    "answer_padded",
     "certify",
     "certify_decoder",
     "check_padding",

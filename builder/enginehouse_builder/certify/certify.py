@@ -18,6 +18,7 @@ __all__ = ["Certified", "Judged", "certify"]
 
 _NUM_PROBES = 6
 _MAX_PROBE_CHARACTERS = 2000
+_LEAST_SPREAD = 1e-3  # of the largest logit; fp32 rounds it by a hundredth of that
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +67,16 @@ def certify(
         reference: The original's answers.
 
     Raises:
-        CertificateError: Its answers are further from the reference's than its precision allows.
+        CertificateError: Its answers are further from the reference's than its precision allows,
+            or the samples are such that any engine's would be near.
     """
+    exact = np.array([answer.logits for answer in reference.answers], np.float32)
+    _check_samples(exact, judged)
     lane = engine.lanes[0]
     is_invariant = judged.task.padding == "invariant"
     batches = mixed_batches if is_invariant else equal_length_batches
     alone = answer_alone(lane, rows)
-    batched = answer_batches(lane, rows, batches(rows, judged.limits))
-    exact = np.array([answer.logits for answer in reference.answers], np.float32)
+    batched = answer_batches(lane, rows, batches(rows, judged.limits), judged.limits)
     runtime = f"{engine.backend} {engine.runtime_version}"
     found = compare(
         np.concatenate([alone, batched]), np.concatenate([exact, exact]), judged.task.problem
@@ -106,12 +109,34 @@ def certify(
     )
 
 
+def _check_samples(exact: Logits, judged: Judged) -> None:
+    """Refuses samples on which an engine that is wrong would look right."""
+    found, largest = compare(exact, exact, judged.task.problem), float(np.abs(exact).max())
+    least = TOLERANCES[judged.precision].clear
+    if found.scale <= _LEAST_SPREAD * largest:
+        fault = (
+            f"it answers them alike: its logits, up to {largest:.3g}, vary by {found.scale:.2g}. "
+            "Give --samples that it tells apart, two at least"
+        )
+    elif found.clear_share is not None and found.clear_share < least:
+        fault = (
+            f"{found.clear_share:.0%} of its decisions on them are clear, and for "
+            f"{judged.precision} {least:.0%} must be. Give --samples that are like your own texts, "
+            "or --precision fp32"
+        )
+    else:
+        return
+    raise CertificateError(
+        f"the {len(exact)} samples prove nothing of an engine of this model: {fault}"
+    )
+
+
 def _fault(found: Comparison, tolerance: Tolerance) -> str:
     error = found.max_abs_error / found.scale
     if not error <= tolerance.error:  # also when it is not a number
         return (
-            f"a logit is off by {found.max_abs_error:.3g}, which is {error:.2g} of the largest "
-            f"logit ({found.scale:.3g}); {tolerance.error:g} is allowed"
+            f"a logit is off by {found.max_abs_error:.3g}, which is {error:.2g} of what they vary "
+            f"by over the samples ({found.scale:.3g}); {tolerance.error:g} is allowed"
         )
     if found.clear_agreement is not None and found.clear_agreement < tolerance.agreement:
         return (

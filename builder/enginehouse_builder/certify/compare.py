@@ -1,4 +1,10 @@
-"""The figures of an engine's logits beside the reference's."""
+"""The figures of an engine's logits beside the reference's.
+
+Errors are judged by how far the reference's logits depart from their mean over the samples: an
+engine that answers every text alike is off by at least half of that, however large its logits.
+Scores of a single label come from the differences of a row's logits alone, so there each row's
+mean is taken out first.
+"""
 
 from typing import Literal, NamedTuple
 
@@ -9,7 +15,7 @@ from enginehouse_server.engine.base import Logits
 
 from .tolerance import NEAR_TIE
 
-__all__ = ["Comparison", "Problem", "compare", "scale_of"]
+__all__ = ["Comparison", "Problem", "compare", "spread_of"]
 
 Problem = Literal["single_label", "multi_label", "regression"]
 
@@ -22,8 +28,9 @@ class Comparison(NamedTuple):
         mean_abs_error: Mean absolute difference.
         min_cosine: Least cosine similarity of two rows (of the whole column for one label).
         agreement: Share of decisions that are the same; None for regression.
-        clear_agreement: The same without near ties; None for regression.
-        scale: Largest absolute logit of the reference.
+        clear_agreement: The same of decisions that are no near ties; None for regression.
+        clear_share: Share of the reference's decisions that are no near ties; None for regression.
+        scale: `spread_of` the reference.
         worst: Index of the row with the greatest error.
     """
 
@@ -32,6 +39,7 @@ class Comparison(NamedTuple):
     min_cosine: float
     agreement: float | None
     clear_agreement: float | None
+    clear_share: float | None
     scale: float
     worst: int
 
@@ -39,7 +47,7 @@ class Comparison(NamedTuple):
 def compare(logits: Logits, reference: Logits, problem: Problem) -> Comparison:
     """Compares logits `[rows, labels]` with the reference's."""
     errors = np.abs(logits.astype(np.float64) - reference)
-    scale = scale_of(reference)
+    scale = spread_of(reference, problem)
     is_same, is_clear = _decisions(logits, reference, problem, NEAR_TIE * scale)
     is_decided = problem != "regression"
     return Comparison(
@@ -47,15 +55,28 @@ def compare(logits: Logits, reference: Logits, problem: Problem) -> Comparison:
         mean_abs_error=float(errors.mean()),
         min_cosine=_min_cosine(logits, reference),
         agreement=float(is_same.mean()) if is_decided else None,
-        clear_agreement=float((is_same | ~is_clear).mean()) if is_decided else None,
+        clear_agreement=_mean(is_same[is_clear]) if is_decided else None,
+        clear_share=float(is_clear.mean()) if is_decided else None,
         scale=scale,
         worst=int(np.argmax(np.nan_to_num(errors, nan=np.inf).max(axis=1))),
     )
 
 
-def scale_of(reference: Logits) -> float:
-    """The largest absolute logit, by which errors are judged; never quite 0."""
-    return max(float(np.abs(reference).max()), 1e-6)
+def spread_of(reference: Logits, problem: Problem) -> float:
+    """Farthest departure of a logit from its mean over the rows, never quite 0.
+
+    Args:
+        reference: Logits `[rows, labels]`.
+        problem: Of a single label, a row's logits count from their own mean.
+    """
+    logits = reference.astype(np.float64)
+    if problem == "single_label":
+        logits -= logits.mean(axis=1, keepdims=True)
+    return max(float(np.abs(logits - logits.mean(axis=0)).max()), 1e-6)
+
+
+def _mean(truths: NDArray[np.bool_]) -> float:
+    return float(truths.mean()) if truths.size else 1.0
 
 
 def _decisions(

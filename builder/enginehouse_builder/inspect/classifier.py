@@ -57,7 +57,7 @@ def _engine_facts(engine: Engine) -> dict[str, str]:
         "compared": f"with {certificate.reference} on {certificate.num_samples} samples "
         f"(SHA-256 {certificate.samples_sha256[:12]}…)",
         "error": f"at most {certificate.max_abs_error:.3g}, mean {certificate.mean_abs_error:.3g}; "
-        f"{_relative(certificate)} of the largest logit {certificate.scale:.3g}, "
+        f"{_relative(certificate)} of what logits vary by ({certificate.scale:.3g}), "
         f"{certificate.tolerance:g} allowed",
         "agreement": f"{share(certificate.top1_agreement)} decided alike, "
         f"least cosine {certificate.min_cosine:.6f}",

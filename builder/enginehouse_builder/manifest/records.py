@@ -98,7 +98,8 @@ class Certificate:
         min_cosine: Least cosine similarity of two logit vectors.
         top1_agreement: Share of texts with the same best label (multi-label: share of equal
             decisions; regression: None).
-        scale: Largest absolute logit of the reference.
+        scale: What the reference's logits vary by: the farthest departure of one from its mean over
+            the samples, of a single label after a row's own mean is taken out.
         tolerance: The bound on max_abs_error / scale that the build demanded.
     """
 

@@ -147,13 +147,13 @@ def run_padding(
         versions_of("openvino", "tokenizers"),
         graph=graph.key,
         samples=context.samples.sha256,
-        limits=to_json(judged.limits),
+        judged=to_json(judged),
         device=context.device.name,
     )
 
     def make(_: Path) -> PaddingCheck:
         with opened(graph.file) as engine:
-            return check_padding(engine.lanes[0], rows, judged.limits)
+            return check_padding(engine.lanes[0], rows, judged)
 
     return context.run("padding", key, PaddingCheck, make)
 

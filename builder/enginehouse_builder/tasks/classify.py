@@ -9,7 +9,7 @@ from enginehouse_builder.engine_file import EngineFile
 from enginehouse_builder.errors import SpecError
 from enginehouse_builder.export import ExportedClassifier
 from enginehouse_builder.manifest import Bucket, Limits
-from enginehouse_builder.samples import samples_for
+from enginehouse_builder.samples import read_samples, samples_for
 from enginehouse_builder.spec import BuildSpec
 from enginehouse_builder.stages import MODEL_FILE, Result
 from enginehouse_builder.stages.classify import (
@@ -78,7 +78,10 @@ def build_classifier(building: Building) -> Parts:
         reference = run_reference(context, texts, limits.max_tokens, stage.report)
         stage.report("comparing alone and padded answers")
         judged = Judged("fp32", value.classify, limits)
-        padding = run_padding(context, canonical, judged, rows)
+        # A user's own samples may all be of one length, or a single one.
+        shipped = samples_for(read_samples(None), accepts_pairs=value.classify.accepts_pairs)
+        more = tokenizer.encode(shipped, truncate=True)
+        padding = run_padding(context, canonical, judged, [*rows, *more])
         task = replace(
             value.classify, padding="invariant" if padding.value.is_invariant else "equal_length"
         )
@@ -166,7 +169,7 @@ def _verdict(certified: Certified, judged: Judged) -> str:
     certificate = certified.certificate
     verdict = (
         f"{certificate.num_samples} samples: logits within {certificate.max_abs_error:.2g} "
-        f"of the original's (largest {certificate.scale:.3g})"
+        f"of the original's, which vary by {certificate.scale:.3g}"
     )
     if certificate.top1_agreement is not None and certified.clear_agreement is not None:
         verdict += f", {certificate.top1_agreement:.1%} decided alike"

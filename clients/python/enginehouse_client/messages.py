@@ -168,7 +168,7 @@ class Certificate:
         mean_abs_error: Mean absolute difference of the logits.
         min_cosine: Least cosine similarity between the two logit vectors of a text.
         top1_agreement: Share of the texts whose best label is the same; None for regression.
-        tolerance: Bound on the error, relative to the largest logit, that the build demanded.
+        tolerance: Bound on the error, relative to how far logits vary, that the build demanded.
         token_agreement: Of a decoder, share of the greedy tokens that are the same.
         mean_kl: Of a decoder, mean divergence of the next token's distribution, nats.
         perplexity: Of a decoder, on the shipped text.

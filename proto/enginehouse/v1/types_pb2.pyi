@@ -187,7 +187,7 @@ class Certificate(_message.Message):
     top1_agreement: _builtins.float
     """Share of the texts whose best label is the same; 0 to 1. For multi-label: share of equal label decisions; for regression: absent."""
     tolerance: _builtins.float
-    """The bound on max_abs_error, relative to the reference's largest absolute logit, that the build demanded."""
+    """The bound on max_abs_error, relative to how far the reference's logits vary over the texts, that the build demanded."""
     token_agreement: _builtins.float
     """For "generate": share of the greedy tokens, up to the first that differs, that equal the original's; 0 to 1."""
     mean_kl: _builtins.float

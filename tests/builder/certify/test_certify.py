@@ -14,9 +14,10 @@ from enginehouse_builder.certify import (
     read_reference,
     write_reference,
 )
+from enginehouse_builder.certify.compare import Problem
 from enginehouse_builder.errors import CertificateError
 from enginehouse_builder.manifest import ClassifyTask, Limits
-from enginehouse_server.engine.base import EncoderLane, Logits, Shape, TokenRow
+from enginehouse_server.engine.base import EncoderLane, Logits, Precision, Shape, TokenRow
 from enginehouse_server.text import Encoding
 
 TASK = ClassifyTask(("a", "b", "c"), "single_label", True, "invariant", 0)
@@ -74,7 +75,9 @@ def test_an_exact_engine_gets_a_certificate_without_error() -> None:
     assert certificate.max_abs_error == pytest.approx(0, abs=1e-6)
     assert certificate.top1_agreement == 1
     assert certificate.min_cosine == pytest.approx(1)
-    assert certificate.scale == pytest.approx(2.0)
+    exact = np.array([answer.logits for answer in _reference().answers])
+    centred = exact - exact.mean(axis=1, keepdims=True)
+    assert certificate.scale == pytest.approx(np.abs(centred - centred.mean(axis=0)).max())
     assert certificate.num_samples == len(ROWS)
     assert certificate.tolerance == TOLERANCES["fp32"].error
     assert certificate.runtime == "scripted 1"
@@ -88,7 +91,8 @@ def test_a_wrong_engine_fails_with_figures_and_the_text() -> None:
     with pytest.raises(CertificateError) as raised:
         certify(AnsweringEngine(wrong), JUDGED, ROWS, _reference())
     message = str(raised.value)
-    assert "off by 0.5, which is 0.25 of the largest logit (2); 0.0001 is allowed" in message
+    assert "off by 0.5, which is 0.47 of what they vary by over the samples (1.0" in message
+    assert "0.0001 is allowed" in message
     assert "'text 3'" in message
     assert "Nothing was published" in message
 
@@ -117,7 +121,7 @@ def test_labels_turned_over_fail_even_within_the_error() -> None:
 
     def turned(row: TokenRow, _: Shape) -> tuple[float, float]:
         first, second = answers[len(row.ids) - 1]
-        return (first + 0.3, second - 0.1)
+        return (first + 0.2, second - 0.1)
 
     judged = Judged("int8", replace(TASK, labels=("a", "b")), LIMITS)
     with pytest.raises(CertificateError, match=r"decides 40\.0% .* 95% must be.*--precision fp32"):
@@ -125,15 +129,65 @@ def test_labels_turned_over_fail_even_within_the_error() -> None:
 
 
 def test_near_ties_are_no_decision() -> None:
+    answers = [(10.0, 0.0), (0.0, 10.0), *[(1.0, 1.01)] * 8]
+    reference = ReferenceFile(
+        "t", "0", 32, tuple(ReferenceAnswer("x", None, logits) for logits in answers)
+    )
+    judged = Judged("int8", replace(TASK, labels=("a", "b")), LIMITS)
+
+    def turned(row: TokenRow, _: Shape) -> tuple[float, float]:
+        return answers[len(row.ids) - 1] if len(row.ids) < 3 else (1.01, 1.0)
+
+    engine = AnsweringEngine(turned)
+    found = certify(engine, judged, ROWS[:10], reference)
+    assert found.certificate.top1_agreement == pytest.approx(0.2)
+    assert found.clear_agreement == 1
+
+
+def test_samples_without_clear_decisions_certify_no_rounded_engine() -> None:
     answers = [(10.0, 0.0), *[(1.0, 1.01)] * 9]
     reference = ReferenceFile(
         "t", "0", 32, tuple(ReferenceAnswer("x", None, logits) for logits in answers)
     )
     judged = Judged("int8", replace(TASK, labels=("a", "b")), LIMITS)
-    engine = AnsweringEngine(lambda row, _: [10, 0] if len(row.ids) == 1 else [1.01, 1.0])
-    found = certify(engine, judged, ROWS[:10], reference)
-    assert found.certificate.top1_agreement == pytest.approx(0.1)
-    assert found.clear_agreement == 1
+    engine = AnsweringEngine(lambda row, _: answers[len(row.ids) - 1])
+    with pytest.raises(CertificateError, match=r"10% of its decisions .* clear, .* 20% must"):
+        certify(engine, judged, ROWS[:10], reference)
+    certify(engine, replace(judged, precision="fp32"), ROWS[:10], reference)
+
+
+@pytest.mark.parametrize(
+    ("problem", "first", "step"),
+    [
+        ("regression", (60.0,), (1.0,)),  # from 60 to 79
+        ("single_label", (40.0, 41.0), (0.0, -0.1)),  # the other label wins in half of them
+        ("single_label", (5.0, -5.0), (0.1, -0.1)),  # one label always wins
+        ("multi_label", (-8.0, 8.0), (0.1, 0.1)),
+    ],
+)
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_an_engine_that_answers_every_text_alike_fails(
+    problem: Problem, first: tuple[float, ...], step: tuple[float, ...], precision: Precision
+) -> None:
+    exact = np.array(first) + np.outer(np.arange(len(ROWS)), step)
+    answers = tuple(ReferenceAnswer("x", None, tuple(row)) for row in exact.tolist())
+    task = replace(TASK, labels=tuple("ab"[: len(first)]), problem=problem)
+    middle = exact.mean(axis=0).tolist()
+    reference = ReferenceFile("t", "0", 32, answers)
+    with pytest.raises(CertificateError, match="off by"):
+        certify(
+            AnsweringEngine(lambda *_: middle), Judged(precision, task, LIMITS), ROWS, reference
+        )
+    listening = AnsweringEngine(lambda row, _: exact[len(row.ids) - 1].tolist())
+    certify(listening, Judged(precision, task, LIMITS), ROWS, reference)
+
+
+@pytest.mark.parametrize("num_samples", [1, 20])
+def test_samples_that_the_original_answers_alike_certify_nothing(num_samples: int) -> None:
+    answers = tuple(ReferenceAnswer("x", None, (1.0, 2.0, 3.0)) for _ in range(num_samples))
+    engine = AnsweringEngine(lambda *_: [1, 2, 3])
+    with pytest.raises(CertificateError, match=f"the {num_samples} samples prove nothing .* alike"):
+        certify(engine, JUDGED, ROWS[:num_samples], ReferenceFile("t", "0", 32, answers))
 
 
 def test_regression_has_no_agreement() -> None:
@@ -148,12 +202,18 @@ def test_regression_has_no_agreement() -> None:
 
 
 def test_many_labels_are_decided_one_by_one() -> None:
-    answers = tuple(ReferenceAnswer("x", None, (4.0, -4.0, 2.0, -2.0)) for _ in ROWS)
+    exact = [[4.0, -4.0, 2.0, -2.0 - 3 * (n % 2)] for n in range(len(ROWS))]
+    answers = tuple(ReferenceAnswer("x", None, tuple(row)) for row in exact)
     judged = Judged("int8", replace(TASK, problem="multi_label"), LIMITS)
-    engine = AnsweringEngine(lambda row, _: [4, -4, 2, -2 + 2.5 * (len(row.ids) == 1)])
+
+    def turned(row: TokenRow, _: Shape) -> list[float]:
+        logits = exact[len(row.ids) - 1]
+        return [*logits[:3], logits[3] + 2.5 * (len(row.ids) == 1)]
+
+    engine = AnsweringEngine(turned)
     with pytest.raises(CertificateError, match=r"off by 2\.5"):
         certify(engine, judged, ROWS, ReferenceFile("t", "0", 32, answers))
-    engine = AnsweringEngine(lambda *_: [4, -4, 2, -2])
+    engine = AnsweringEngine(lambda row, _: exact[len(row.ids) - 1])
     found = certify(engine, judged, ROWS, ReferenceFile("t", "0", 32, answers))
     assert found.certificate.top1_agreement == 1
 
@@ -169,9 +229,9 @@ def test_probes_are_spread_over_the_lengths_with_a_pair_among_them() -> None:
         assert probe.logits == pytest.approx(expected, rel=1e-6)
 
 
-def test_one_sample_is_enough() -> None:
-    found = certify(AnsweringEngine(_right), JUDGED, ROWS[:1], _reference(ROWS[:1], ()))
-    assert len(found.probes) == 1
+def test_two_samples_are_enough() -> None:
+    found = certify(AnsweringEngine(_right), JUDGED, ROWS[:2], _reference(ROWS[:2], ()))
+    assert len(found.probes) == 2
 
 
 def test_every_row_is_asked_alone_and_beside_longer_ones() -> None:
@@ -190,19 +250,63 @@ def test_a_model_that_padding_changes_is_found_out_and_batched_by_length() -> No
         return [x + 0.01 * (shape.length - len(row.ids)) for x in _right(row, shape)]
 
     engine = AnsweringEngine(padded)
-    found = check_padding(engine, ROWS, LIMITS)
+    found = check_padding(engine, ROWS, JUDGED)
     assert not found.is_invariant
     assert found.deviation > 0.01
     judged = Judged("fp32", replace(TASK, padding="equal_length"), LIMITS)
     rows = [*ROWS, *ROWS]
     certify(engine, judged, rows, _reference(rows))
-    assert max(shape.batch for shape in engine.shapes[-30:]) == 2
+    assert max(shape.batch for shape in engine.shapes[-30:]) == 2 + 1  # and an empty row
     with pytest.raises(CertificateError):
         certify(engine, JUDGED, ROWS, _reference())
 
 
+@pytest.mark.parametrize(
+    ("rows", "limits"),
+    [
+        (ROWS, replace(LIMITS, max_batch=1)),
+        (ROWS[3:4], LIMITS),
+        ([ROWS[3]] * 10, LIMITS),
+        (ROWS[-2:], replace(LIMITS, max_tokens=20)),
+    ],
+)
+def test_padding_is_tried_whatever_the_samples_and_the_limits(
+    rows: Sequence[Encoding], limits: Limits
+) -> None:
+    def padded(row: TokenRow, shape: Shape) -> list[float]:
+        return [x + 0.01 * (shape.length > len(row.ids)) for x in _right(row, shape)]
+
+    assert not check_padding(
+        AnsweringEngine(padded), rows, replace(JUDGED, limits=limits)
+    ).is_invariant
+
+
+def test_a_model_that_an_empty_row_changes_is_found_out() -> None:
+    class Engine(AnsweringEngine):
+        def start(self, rows: Sequence[TokenRow], shape: Shape) -> None:
+            super().start(rows, shape)
+            self._logits += 0.01 * (shape.batch > len(rows))
+
+    assert not check_padding(Engine(_right), ROWS, JUDGED).is_invariant
+    with pytest.raises(CertificateError, match="in a batch"):
+        certify(Engine(_right), JUDGED, ROWS, _reference())
+
+
+def test_every_padded_shape_is_within_the_limits() -> None:
+    engine = AnsweringEngine(_right)
+    check_padding(engine, ROWS, replace(JUDGED, limits=replace(LIMITS, max_batch_tokens=40)))
+    assert max(shape.length for shape in engine.shapes) == LIMITS.max_tokens
+    assert max(shape.num_tokens for shape in engine.shapes) <= 40
+
+
+def test_samples_that_leave_nothing_to_pad_are_refused() -> None:
+    judged = replace(JUDGED, limits=replace(LIMITS, max_tokens=4))
+    with pytest.raises(CertificateError, match="fills a row of 4 tokens"):
+        check_padding(AnsweringEngine(_right), ROWS[3:4], judged)
+
+
 def test_a_model_that_padding_leaves_alone_is_invariant() -> None:
-    assert check_padding(AnsweringEngine(_right), ROWS, LIMITS).is_invariant
+    assert check_padding(AnsweringEngine(_right), ROWS, JUDGED).is_invariant
 
 
 def test_the_reference_is_read_as_it_was_written(tmp_path_factory: pytest.TempPathFactory) -> None:
