@@ -23,6 +23,7 @@ from enginehouse_client import (
     RetryPolicy,
     Sampling,
     Stopping,
+    UnloadableError,
 )
 from tests.fixtures.metrics import metrics_of, sum_of, wait_until_idle
 from tests.fixtures.server import ServerProcess, enginehouse
