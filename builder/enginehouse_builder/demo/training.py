@@ -3,8 +3,10 @@
 Knows nothing of the texts: it is given rows of tokens.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from statistics import fmean
 
@@ -12,8 +14,15 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from .muon import Muon
+
 __all__ = ["DEMO_PLAN", "WriterPlan", "fit", "loss_of", "untrained"]
 
+_RATE_OF_MATRICES = 0.02
+_RATE_OF_OTHERS = 5e-3
+_DECAY = 0.01
+_SHARE_OF_RISE = 0.04  # of the steps
+_LAST_RATE = 0.05  # of the greatest
 _REPORT_EVERY = 50
 
 
@@ -35,9 +44,8 @@ class WriterPlan:
     hidden_size: int = 256
     num_layers: int = 4
     max_tokens: int = 512
-    num_rows: int = 3
-    num_steps: int = 400
-    learning_rate: float = 3e-3
+    num_rows: int = 4
+    num_steps: int = 300
     max_perplexity: float = 5.0
 
 
@@ -78,7 +86,7 @@ def fit(
     plan: WriterPlan,
     report: Callable[[str], None],
 ) -> list[float]:
-    """Trains with AdamW, a short rise of the learning rate and a long cosine fall.
+    """Trains with a short rise of the learning rates and a long cosine fall.
 
     Args:
         model: Trained in place.
@@ -89,37 +97,47 @@ def fit(
     Returns:
         The loss of each step, nats per token.
     """
-    matrices = [weight for weight in model.parameters() if weight.dim() > 1]
-    vectors = [weight for weight in model.parameters() if weight.dim() == 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
-        lr=plan.learning_rate,
-        betas=(0.9, 0.95),
-        fused=True,
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        plan.learning_rate,
-        total_steps=plan.num_steps,
-        pct_start=0.05,
-        div_factor=20,
-        final_div_factor=5,
-        cycle_momentum=False,
-    )
+    optimizers = _optimizers(model)
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(one, partial(_share_of_rate, num_steps=plan.num_steps))
+        for one in optimizers
+    ]
     model.train()
     losses: list[float] = []
     for step, rows in enumerate(islice(batches, plan.num_steps), start=1):
         loss = loss_of(model, rows)
-        optimizer.zero_grad()
+        model.zero_grad()
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
         losses.append(loss.item())
         if step % _REPORT_EVERY == 0:
             mean = fmean(losses[-_REPORT_EVERY:])
             report(f"step {step} of {plan.num_steps}: loss {mean:.2f}")
     return losses
+
+
+def _optimizers(model: LlamaForCausalLM) -> tuple[torch.optim.Optimizer, ...]:
+    """Muon for the matrices inside; AdamW for the embedding, which is the head too, and norms."""
+    embedding = model.get_parameter("model.embed_tokens.weight")
+    inner = [weight for weight in model.parameters() if weight.dim() == 2]
+    inner = [weight for weight in inner if weight is not embedding]
+    norms = [weight for weight in model.parameters() if weight.dim() == 1]
+    return (
+        Muon(inner, lr=_RATE_OF_MATRICES, weight_decay=_DECAY),
+        torch.optim.AdamW(
+            [embedding, *norms], lr=_RATE_OF_OTHERS, betas=(0.9, 0.95), weight_decay=0.0
+        ),
+    )
+
+
+def _share_of_rate(step: int, num_steps: int) -> float:
+    """What a step's learning rate is of the greatest, from 0 to 1."""
+    rise = min(1.0, (step + 1) / (_SHARE_OF_RISE * num_steps))
+    fall = (1 + math.cos(math.pi * min(step, num_steps) / num_steps)) / 2
+    return rise * (_LAST_RATE + (1 - _LAST_RATE) * fall)
 
 
 def loss_of(model: LlamaForCausalLM, rows: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from enginehouse_server.engine.threads import available_threads
 
-from .composer import Document, compose, tell
+from .composer import Document, Turn, compose, tell
 from .error import DemoError
 from .saving import save
 from .storybook import Plot, Storybook, read_storybook
@@ -106,7 +106,7 @@ def make_writer(
     started = time.perf_counter()
     shelf = _shelve(read_storybook())
     tokenizer = _tokenizer(shelf, plan, seed)
-    with _threads(num_threads), torch.random.fork_rng(devices=[]):
+    with _computing(num_threads), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = untrained(plan, tokenizer)
         losses = fit(model, _rows(shelf, tokenizer, plan, seed), plan, report)
@@ -195,20 +195,25 @@ def _perplexity(
 
 
 def _sample(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> str:
-    """A story, sampled as the model's own settings say."""
-    ids = torch.tensor([[tokenizer.bos_token_id]])
+    """A story that was asked for, sampled as the model's own settings say."""
+    chat = (Turn("user", "Tell me a story."), Turn("assistant", ""))
+    ids = torch.tensor([encode(tokenizer, Document(turns=chat))[:-1]])
     with torch.no_grad():
         told = model.generate(  # type: ignore[misc]
             inputs=ids, attention_mask=torch.ones_like(ids), max_new_tokens=_SAMPLE_TOKENS
         )
-    return str(tokenizer.decode(told[0], skip_special_tokens=True))
+    return str(tokenizer.decode(told[0, ids.shape[1] :], skip_special_tokens=True))
 
 
 @contextmanager
-def _threads(wanted: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
+def _computing(wanted: int | None) -> Iterator[None]:
+    """Sets how torch computes: on how many threads, and in bf16 where that is in the hardware."""
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     torch.set_num_threads(wanted or min(available_threads(), _MAX_THREADS))
+    # Twice as fast where it is, and nothing lost; other processors go on in fp32.
+    torch.set_float32_matmul_precision("medium")
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(precision)
