@@ -24,9 +24,9 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/pip install --quiet --editable ".[builder,onnxruntime,demo,loadtest]" --group dev
 	touch $@
 
-serve: install ## Build the demo engine if the repository is empty, and serve (ARGS="--listen …")
-	@ls -d $(REPOSITORY)/*/*/manifest.json >/dev/null 2>&1 || $(BIN)/enginehouse demo
-	exec $(BIN)/enginehouse serve $(ARGS)
+serve: install ## Build the demo engines if the repository is empty, and serve (ARGS="--listen … --no-demo-generate")
+	@ls -d $(REPOSITORY)/*/*/manifest.json >/dev/null 2>&1 || $(BIN)/enginehouse demo $(if $(filter --no-demo-generate,$(ARGS)),--no-generate) $(DEMO_ARGS)
+	exec $(BIN)/enginehouse serve $(filter-out --no-demo-generate,$(ARGS))
 
 build-engine: install ## Build MODEL=<hub id or folder> [NAME= TASK= PRECISION= REPOSITORY= ARGS=]
 	@test -n "$(MODEL)" || { echo 'usage: make build-engine MODEL=<hub id or folder> [NAME=…] [TASK=classify|generate] [PRECISION=fp32|bf16|int8|int4] [ARGS="…"]' >&2; exit 2; }

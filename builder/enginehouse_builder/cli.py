@@ -20,6 +20,7 @@ PrecisionName = Literal["fp32", "bf16", "int8", "int4"]
 CacheName = Literal["fp32", "bf16", "u8"]
 TaskName = Literal["classify", "generate"]
 
+_PREFIX = "enginehouse-"  # of folders that vanish
 _COUNT = click.IntRange(min=1)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _FILE = click.Path(dir_okay=False, path_type=Path)
@@ -185,41 +186,47 @@ def build(  # noqa: PLR0913, PLR0917 - click passes every option by name
 
 
 @click.command(short_help="Train and build the demo models.")
+@_switch("--no-generate", "Leave out the writer, which takes two minutes to train.")
 @_common
 def demo(
-    precision: PrecisionName, repository: Path, cache_dir: Path, threads: int | None, quiet: bool
+    no_generate: bool,
+    precision: PrecisionName,
+    repository: Path,
+    cache_dir: Path,
+    threads: int | None,
+    quiet: bool,
 ) -> None:
-    """Train a topic classifier on this machine and build it as model `topics`.
+    """Train two small models on this machine and build them: `topics` and `writer`.
 
-    Nothing is fetched: the encoder it starts from is a Python package. Takes a minute or two.
+    The first tells what a sentence is about, the second tells stories. Nothing is fetched: texts
+    and the encoder that the first starts from are Python packages. Takes some minutes.
     """
     _let_threads_sleep()
-    with ending_cleanly("demo", extra="demo"):
-        from .demo import DemoError, train_topics
+    with (
+        ending_cleanly("demo", extra="demo"),
+        tempfile.TemporaryDirectory(prefix=_PREFIX) as folder,
+    ):
+        from .demo import DemoError, demo_sources
         from .display import Display
         from .errors import BuildError
         from .spec import BuildSpec
 
-        with tempfile.TemporaryDirectory(prefix="enginehouse-") as folder:
-            source = Path(folder) / "topics"
-            with Display(quiet=quiet).stage("train") as stage:
-                try:
-                    found = train_topics(source, report=stage.report)
-                except DemoError as error:
-                    raise BuildError(str(error)) from error
-                stage.result = (
-                    f"{found.num_correct} of {found.num_total} held-out sentences right "
-                    f"({found.accuracy:.1%})"
+        display = Display(quiet=quiet)
+        try:
+            for source in demo_sources(
+                Path(folder), cache_dir, display, with_writer=not no_generate
+            ):
+                spec = BuildSpec(
+                    model=str(source.folder),
+                    repository=repository,
+                    cache=cache_dir,
+                    name=source.name,
+                    precision=precision,
+                    num_threads=threads,
                 )
-            spec = BuildSpec(
-                model=str(source),
-                repository=repository,
-                cache=cache_dir,
-                name="topics",
-                precision=precision,
-                num_threads=threads,
-            )
-            _build(spec, quiet=quiet)
+                _build(spec, quiet=quiet)
+        except DemoError as error:
+            raise BuildError(str(error)) from error
 
 
 def _let_threads_sleep() -> None:

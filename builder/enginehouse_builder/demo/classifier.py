@@ -18,9 +18,11 @@ from tokenizers import Tokenizer
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
-from transformers.utils import logging as transformers_logging
 
-__all__ = ["DemoError", "HeldOut", "Labelled", "heldout", "read_labelled", "train_topics"]
+from .error import DemoError
+from .saving import save
+
+__all__ = ["HeldOut", "Labelled", "heldout", "read_labelled", "train_topics"]
 
 MIN_ACCURACY = 0.85
 
@@ -33,10 +35,6 @@ _NUM_EPOCHS = 4
 _BATCH_SIZE = 16
 _LEARNING_RATE = 1e-3
 _LABEL_SMOOTHING = 0.1
-
-
-class DemoError(Exception):
-    """A demo model that could not be made, or is not good enough. The message says what to do."""
 
 
 class Labelled(NamedTuple):
@@ -122,7 +120,7 @@ def train_topics(folder: Path, *, seed: int = 0, report: Callable[[str], None]) 
             f"right topic, less than the {MIN_ACCURACY:.0%} it must reach: try another seed"
         )
     # A fresh tokenizer, since one that was asked to pad a batch says so in its file.
-    _save(model, _load_tokenizer(source), folder)
+    save(model, _load_tokenizer(source), folder)
     return found
 
 
@@ -266,14 +264,3 @@ def _measure(
         answers = model(**batch).logits.argmax(dim=1).tolist()
     is_right = [topics[answer] == row.label for answer, row in zip(answers, rows, strict=True)]
     return HeldOut(num_correct=sum(is_right), num_total=len(rows))
-
-
-def _save(model: BertForSequenceClassification, tokenizer: BertTokenizer, folder: Path) -> None:
-    was_bar_enabled = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    finally:
-        if was_bar_enabled:
-            transformers_logging.enable_progress_bar()

@@ -11,13 +11,13 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import enginehouse_builder
 from enginehouse_builder.demo import classifier
 from enginehouse_builder.demo.classifier import (
-    DemoError,
     HeldOut,
     Labelled,
     heldout,
     read_labelled,
     train_topics,
 )
+from enginehouse_builder.demo.error import DemoError
 
 PACKAGE = Path(enginehouse_builder.__file__).parent
 TOPICS = {
