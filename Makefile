@@ -32,8 +32,8 @@ build-engine: install ## Build MODEL=<hub id or folder> [NAME= TASK= PRECISION= 
 	@test -n "$(MODEL)" || { echo 'usage: make build-engine MODEL=<hub id or folder> [NAME=…] [TASK=classify|generate] [PRECISION=fp32|bf16|int8|int4] [ARGS="…"]' >&2; exit 2; }
 	$(BIN)/enginehouse build --model "$(MODEL)" $(if $(NAME),--name "$(NAME)") $(if $(TASK),--task "$(TASK)") $(if $(PRECISION),--precision "$(PRECISION)") $(ARGS)
 
-loadtest: install ## Load-test a running server (ARGS="--concurrency 32 --duration 10")
-	$(BIN)/enginehouse loadtest classify $(ARGS)
+loadtest: install ## Load-test a running server (TASK=classify|generate ARGS="--concurrency 32 --duration 10")
+	$(BIN)/enginehouse loadtest $(or $(TASK),classify) $(ARGS)
 
 test: install ## Run every test that fits a laptop
 	$(BIN)/python -m pytest -m "not wide" $(ARGS)
@@ -41,7 +41,7 @@ test: install ## Run every test that fits a laptop
 test-all: install ## Run every test, all architectures and precisions
 	$(BIN)/python -m pytest $(ARGS)
 
-bench: install ## Measure the server against the floor and a naive server (ARGS="--only minilm-fp32")
+bench: install ## Measure the server against the floor and a naive server (ARGS="--only minilm")
 	$(BIN)/python -m bench $(ARGS)
 
 check: proto-check lint typecheck test ## What CI runs
