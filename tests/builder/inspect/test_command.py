@@ -58,13 +58,14 @@ def test_a_decoder_is_shown_with_its_geometry_proof_and_times(built_decoder: Bui
 def test_a_repository_of_both_tasks_is_listed(
     built: Built, built_decoder: BuiltDecoder, tmp_path: Path
 ) -> None:
-    for name, folder in ((MODEL, built("fp32")), (DECODER, built_decoder("fp32"))):
-        shutil.copytree(folder, tmp_path / name / "1")
+    decoder = built_decoder("fp32")
+    for name, folder in ((MODEL, built("fp32")), (DECODER, decoder)):
+        shutil.copytree(folder, tmp_path / name / folder.name)
     found = _inspect(tmp_path)
     rows = [line.split() for line in found.stdout.splitlines()][1:]
     assert [row[:5] for row in rows] == [
         [MODEL, "1", "classify", "openvino", "fp32"],
-        [DECODER, "1", "generate", "openvino", "fp32"],
+        [DECODER, decoder.name, "generate", "openvino", "fp32"],
     ]
 
 
