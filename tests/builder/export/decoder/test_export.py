@@ -176,6 +176,7 @@ REFUSED = {
     "gptj": "0 attended to them through",
     "bloom": "no positions of tokens",
     "falcon": "0 attended to them through",
+    "diffllama": "other keys and values than it caches",
 }
 
 
