@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import os
 import signal
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -23,6 +24,8 @@ __all__ = ["loadtest"]
 
 _POSITIVE = click.FloatRange(min=0, min_open=True)
 _COUNT = click.IntRange(min=1)
+_REPORT = click.Path(dir_okay=False, writable=True, path_type=Path)
+_DURATION_S, _WITHOUT_END_S = 10.0, 365 * 86_400.0  # a year: JSON has no infinity
 _GC_THRESHOLD = 50_000  # new objects between two collections; the default is 700
 
 
@@ -38,7 +41,9 @@ def loadtest() -> None:
 @click.option("--concurrency", type=_COUNT, help="Closed load: so many clients.  [default: 8]")
 @click.option("--rate", type=_POSITIVE, help="Open load: so many requests a second, at random.")
 @click.option("--max-in-flight", type=_COUNT, default=1024, show_default=True, help="Open load.")
-@click.option("--duration", "duration_s", type=_POSITIVE, default=10.0, show_default=True)
+@click.option(
+    "--duration", "duration_s", type=_POSITIVE, help="[default: 10, or without end with --requests]"
+)
 @click.option("--warmup", "warmup_s", type=click.FloatRange(0), default=1.0, show_default=True)
 @click.option("--requests", "num_requests", type=_COUNT, help="End after so many requests.")
 @click.option("--texts", type=click.Path(exists=True, dir_okay=False, path_type=Path))
@@ -48,8 +53,8 @@ def loadtest() -> None:
 @click.option("--slo-ms", type=_POSITIVE, help="Count as goodput what is answered within.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of texts and arrivals.")
 @click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
-@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--html", "html_path", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--json", "json_path", type=_REPORT)
+@click.option("--html", "html_path", type=_REPORT)
 def classify(  # noqa: PLR0913 - one for each option
     *,
     target: str,
@@ -58,7 +63,7 @@ def classify(  # noqa: PLR0913 - one for each option
     concurrency: int | None,
     rate: float | None,
     max_in_flight: int,
-    duration_s: float,
+    duration_s: float | None,
     warmup_s: float,
     num_requests: int | None,
     texts: Path | None,
@@ -78,6 +83,7 @@ def classify(  # noqa: PLR0913 - one for each option
     """
     if concurrency is not None and rate is not None:
         raise click.UsageError("--concurrency and --rate exclude each other")
+    _check_reports(json_path, html_path)
     settings = LoadSettings(
         target=target,
         model=model or _default_model(target),
@@ -85,7 +91,7 @@ def classify(  # noqa: PLR0913 - one for each option
         version=version,
         texts_per_request=texts_per_request,
         warmup_s=warmup_s,
-        duration_s=duration_s,
+        duration_s=duration_s or (_WITHOUT_END_S if num_requests else _DURATION_S),
         num_requests=num_requests,
         timeout_s=timeout_ms / 1e3,
         is_streamed=is_streamed,
@@ -101,11 +107,20 @@ def classify(  # noqa: PLR0913 - one for each option
     if json_path is not None:
         json_path.write_text(result.to_json() + "\n", encoding="utf-8")
     if html_path is not None:
-        from .html_report import html_report  # matplotlib is slow to import
+        from .html_report import html_report
 
         html_path.write_text(html_report(result), encoding="utf-8")
     if result.latency_ms is None:
         raise click.ClickException("no request was answered")
+
+
+def _check_reports(json_path: Path | None, html_path: Path | None) -> None:
+    """Fails before the run where writing its reports would fail after it."""
+    for path in filter(None, (json_path, html_path)):
+        if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+            raise click.UsageError(f"{path} cannot be written: {path.parent} is no writable folder")
+    if html_path is not None:
+        from . import html_report  # noqa: F401  # needs the extra; slow, so only where it is used
 
 
 def _default_model(target: str) -> str:
@@ -114,7 +129,10 @@ def _default_model(target: str) -> str:
 
 
 def _read_texts(path: Path) -> tuple[str, ...]:
-    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"{path} is not text in UTF-8: {error}") from error
     texts = tuple(line for line in lines if line.strip())
     if not texts:
         raise click.UsageError(f"{path} has no text: one a line is expected")
