@@ -37,7 +37,7 @@ class Server:
         self._is_closing = threading.Event()
 
     async def start(self) -> tuple[str, str]:
-        """Listens, then loads every model; serving only after that.
+        """Listens, then loads every model. Each serves when it is ready, "" when all are.
 
         Returns:
             The gRPC and the HTTP address, with their real ports.
@@ -57,11 +57,8 @@ class Server:
             await self._grpc.set_health(found.model, serving=False)
         for found in chosen:
             await self._load(found)
-        ready = [e for e in self._catalog if e.state == "ready"]
-        if not ready:
+        if not any(e.state == "ready" for e in self._catalog):
             raise UnloadableError(f"nothing in {self._config.repository} can be served")
-        for entry in ready:
-            await self._grpc.set_health(entry.model, serving=True)
         await self._grpc.set_health("", serving=True)
         return address, f"{host}:{self._page.port}"
 
@@ -119,6 +116,7 @@ class Server:
         )
         entry = Entry(found.model, found.version, "ready", "", loaded, runner)
         self._catalog.put(entry)
+        await self._grpc.set_health(found.model, serving=True)
 
     def _check_open(self) -> None:
         """Raises NotReadyError when the server is being closed; any thread may call."""

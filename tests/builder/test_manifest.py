@@ -162,6 +162,7 @@ def test_a_field_of_another_type_is_refused_by_name(
         ({"classify": None}, "classify is null"),
         ({"engines": []}, "no engines"),
         ({"buckets": []}, "no buckets"),
+        ({"text": []}, r"no tokenizer\.json"),
         ({"reference": {"path": "../x", "sha256": "", "size_bytes": 1}}, "leaves the folder"),
         ({"reference": {"path": "/etc/x", "sha256": "", "size_bytes": 1}}, "leaves the folder"),
     ],
@@ -169,6 +170,13 @@ def test_a_field_of_another_type_is_refused_by_name(
 def test_what_cannot_be_is_refused(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ManifestError, match=message):
         read_manifest(_spoiled(tmp_path, **fields))
+
+
+def test_an_engine_that_nothing_proves_is_refused(tmp_path: Path) -> None:
+    unproven = dataclasses.replace(EXAMPLE.engines[0], probes=())
+    write_manifest(dataclasses.replace(EXAMPLE, engines=(unproven,)), tmp_path)
+    with pytest.raises(ManifestError, match="engine openvino has no probes"):
+        read_manifest(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"a": NaN}', b"[" * 100_000])

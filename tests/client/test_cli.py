@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 
 import click
 import pytest
@@ -144,6 +145,14 @@ def test_classify_tells_errors_on_stderr(server: FakeServer) -> None:
 
 def test_classify_without_a_text_is_wrong_usage(server: FakeServer) -> None:
     assert run("classify", "--target", server.target).exit_code == 2
+
+
+def test_classify_says_of_a_file_that_it_is_not_utf8(server: FakeServer, tmp_path: Path) -> None:
+    file = tmp_path / "texts"
+    file.write_bytes(b"caf\xe9\n")
+    result = run("classify", "--file", str(file), "--target", server.target)
+    assert (result.exit_code, "not text in UTF-8" in result.stderr) == (2, True)
+    assert not server.requests
 
 
 def test_classify_names_a_server_that_does_not_answer() -> None:

@@ -147,7 +147,8 @@ async def test_a_clean_stop_finishes_what_is_in_flight(repository: Path) -> None
 async def test_a_stop_waits_for_a_slow_reader_of_a_stream(repository: Path) -> None:
     num_requests, texts = 400, [inference_pb.ClassifyInput(text="dog")] * 8
     request = inference_pb.ClassifyRequest(model=MODEL, inputs=texts)
-    with ServerProcess(repository, "--drain-delay-s", "0") as server:
+    flags = ("--drain-delay-s", "0", "--max-queue", "10000", "--max-queue-s", "1000")
+    with ServerProcess(repository, *flags) as server:
         async with grpc.aio.insecure_channel(server.address) as channel:
             stub: Any = InferenceServiceStub(channel)
             stream = stub.ClassifyStream()

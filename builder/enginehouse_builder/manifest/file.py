@@ -84,6 +84,11 @@ def _validate(manifest: Manifest, path: Path) -> None:
     listed = [f for e in manifest.built for f in e.files]
     listed += [*manifest.canonical, *manifest.text, manifest.reference]
     faults += [f"file {f.path!r} leaves the folder" for f in listed if _leaves(f.path)]
+    if not any(f.path.endswith("/tokenizer.json") for f in manifest.text):
+        faults.append("there is no tokenizer.json among the text files")
+    unproven = [e.target for e in manifest.engines if not e.probes]
+    unproven += [e.target for e in manifest.decoders if not e.probes]
+    faults += [f"engine {t} has no probes: nothing proves its answers" for t in unproven]
     for engine in manifest.built:
         if engine.model not in {f.path for f in engine.files}:
             faults.append(f"engine {engine.target}: {engine.model!r} is not among its files")

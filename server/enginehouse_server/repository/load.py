@@ -137,13 +137,16 @@ def prove(
     """Asks the manifest's probes.
 
     Raises:
-        ProbeError: An answer is further from the certified one than the certificate's tolerance.
+        ProbeError: An answer is further from the certified one than the certificate's tolerance,
+            or no probe is short enough to be asked.
     """
     certificate = chosen.certificate
     allowed = certificate.tolerance * certificate.scale
+    too_long: list[int] = []
     for probe in chosen.probes:
         [encoding] = tokenizer.encode([TextInput(probe.text, probe.text_pair)], truncate=True)
-        if encoding.full_length > len(encoding.ids):
+        if encoding.full_length > tokenizer.max_tokens:
+            too_long.append(encoding.full_length)
             continue  # a limit was lowered: this input is not served here
         shape = grid.shape_of(grid.bucket_of(len(encoding.ids)), 1)
         logits = _ask(engine.lanes[0], EncoderWork(0, 0, encoding.ids, encoding.type_ids), shape)
@@ -155,6 +158,11 @@ def prove(
                 f"{chosen.device}); at most {allowed:.3g} is allowed: build the model again on "
                 "this machine"
             )
+    if len(too_long) == len(chosen.probes):
+        raise ProbeError(
+            f"{name_of(manifest)}: no probe fits into {tokenizer.max_tokens} tokens, so that "
+            f"nothing proves the engine's answers; raise --max-tokens to at least {min(too_long)}"
+        )
 
 
 def _warm_up_lane(lane: EncoderLane, grid: ShapeGrid, check: Callable[[], None]) -> None:

@@ -57,7 +57,7 @@ class LoadedDecoder:
     engine: DecoderEngine
     vocabulary: Vocabulary
     template: ChatTemplate | None
-    structures: StructureCompiler
+    structures: StructureCompiler | None
 
 
 def load_decoder(
@@ -85,7 +85,7 @@ def load_decoder(
         verify_files(folder, [listed])
     file = folder / tokenizer_file(manifest)
     vocabulary, template = Vocabulary(file), read_chat_template(file.parent)
-    structures = StructureCompiler(file, task.vocab_size, task.eos_ids)
+    structures = _structures(file, task, name)
     check()
     engine = create_decoder(chosen.backend, _spec(folder, manifest, task, settings))
     try:
@@ -103,6 +103,15 @@ def load_decoder(
         limits.max_tokens,
     )
     return LoadedDecoder(manifest, task, chosen, engine, vocabulary, template, structures)
+
+
+def _structures(file: Path, task: GenerateTask, name: str) -> StructureCompiler | None:
+    """None for a tokenizer, or a model without an end, that cannot keep to a structure."""
+    try:
+        return StructureCompiler(file, task.vocab_size, task.eos_ids)
+    except RepositoryError as error:
+        _log.warning("%s serves without structured output: %s", name, error)
+        return None
 
 
 def _spec(

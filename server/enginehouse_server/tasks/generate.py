@@ -50,7 +50,7 @@ class Generator:
         self,
         traits: GeneratorTraits,
         reader: PromptReader,
-        structures: StructureCompiler,
+        structures: StructureCompiler | None,
         create_scheduler: Callable[[DeliverTokens], GenerateScheduler],
         telemetry: GenerateTelemetry,
     ) -> None:
@@ -122,7 +122,7 @@ class Generator:
 
     def _prepare(self, request: GenerateRequest) -> _Prepared:
         """Off the event loop: everything that a wrong request can still fail on."""
-        if request.structure is not None:
+        if request.structure is not None and self._structures is not None:
             self._structures.compile(request.structure)
         return _Prepared(
             self._reader.read(request.prompt),

@@ -3,6 +3,7 @@ import json
 import os
 import re
 import signal
+import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,6 +14,7 @@ from click.testing import CliRunner, Result
 
 from enginehouse.v1 import inference_service_pb2 as pb
 from enginehouse_client.cli import main
+from enginehouse_client.loadtest import options
 from tests.client.fake_server import FakeServer, running_in_thread, status
 
 SHORT = ("--duration", "0.4", "--warmup", "0")
@@ -202,3 +204,47 @@ def test_texts_come_from_a_file(server: FakeServer, tmp_path: Path) -> None:
     result = loadtest("--target", server.target, *SHORT, "--requests", "8", "--texts", str(path))
     assert result.exit_code == 0, result.output
     assert {request.inputs[0].text for request in server.requests} == {"first", "second"}
+
+
+def test_requests_alone_end_a_load_when_all_are_sent(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(options, "_DURATION_S", 0.2)
+    server.step = lambda _sent: asyncio.sleep(0.05)
+    args = ("--target", server.target, "--warmup", "0", "--requests", "10", "--concurrency", "1")
+    result = loadtest(*args, "--html", str(tmp_path / "report.html"))
+    assert result.exit_code == 0, result.output
+    assert len(server.requests) == 10
+    server.requests.clear()
+    assert loadtest(*args, "--duration", "0.2").exit_code == 0
+    assert 0 < len(server.requests) < 10
+
+
+@pytest.mark.parametrize("option", ["--json", "--html"])
+def test_a_report_that_cannot_be_written_is_told_before_the_run(
+    server: FakeServer, tmp_path: Path, option: str
+) -> None:
+    path = tmp_path / "nowhere" / "report"
+    result = loadtest("--target", server.target, *SHORT, option, str(path))
+    assert result.exit_code == 2
+    assert "nowhere is no writable folder" in result.stderr
+    assert not server.requests
+
+
+def test_a_page_without_its_extra_is_told_before_the_run(
+    server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "enginehouse_client.loadtest.drawing", raising=False)
+    monkeypatch.delattr("enginehouse_client.loadtest.drawing", raising=False)
+    result = loadtest("--target", server.target, *SHORT, "--html", str(tmp_path / "report.html"))
+    assert result.exit_code == 2
+    assert "enginehouse[loadtest]" in result.stderr
+    assert not server.requests
+
+
+def test_texts_that_are_not_utf8_are_wrong_usage(server: FakeServer, tmp_path: Path) -> None:
+    path = tmp_path / "texts.txt"
+    path.write_bytes(b"caf\xe9\n")
+    result = loadtest("--target", server.target, *SHORT, "--texts", str(path))
+    assert (result.exit_code, "not text in UTF-8" in result.stderr) == (2, True)

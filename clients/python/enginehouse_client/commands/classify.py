@@ -84,7 +84,10 @@ def classify(  # noqa: PLR0913 - one for each option
 def _inputs(
     texts: tuple[str, ...], file: TextIO | None, pair: str | None
 ) -> Sequence[ClassifyInput]:
-    lines = [line.rstrip("\r\n") for line in file or ()]
+    try:
+        lines = [line.rstrip("\r\n") for line in file or ()]
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"--file is not text in UTF-8: {error}") from error
     found = [*texts, *(line for line in lines if line.strip())]
     if not found:
         raise click.UsageError("nothing to classify: give a text, or --file with one a line")

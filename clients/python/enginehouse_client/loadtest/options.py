@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import gc
+import os
 import signal
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, fields
@@ -23,7 +24,8 @@ __all__ = ["COUNT", "POSITIVE", "Report", "RunOptions", "execute", "read_lines",
 POSITIVE = click.FloatRange(min=0, min_open=True)
 COUNT = click.IntRange(min=1)
 
-_PATH = click.Path(dir_okay=False, path_type=Path)
+_PATH = click.Path(dir_okay=False, writable=True, path_type=Path)
+_DURATION_S, _WITHOUT_END_S = 10.0, 365 * 86_400.0  # a year: JSON has no infinity
 _GC_THRESHOLD = 50_000  # new objects between two collections; the default is 700
 _P = ParamSpec("_P")
 _ResultT = TypeVar("_ResultT", bound="_Written")
@@ -39,7 +41,7 @@ class RunOptions:
     concurrency: int | None
     rate: float | None
     max_in_flight: int
-    duration_s: float
+    duration: float | None
     warmup_s: float
     num_requests: int | None
     timeout_ms: float
@@ -47,6 +49,11 @@ class RunOptions:
     output: Literal["text", "json"]
     json_path: Path | None
     html_path: Path | None
+
+    @property
+    def duration_s(self) -> float:
+        """For how long requests are sent; a number of them alone has no time to end in."""
+        return self.duration or (_WITHOUT_END_S if self.num_requests else _DURATION_S)
 
     @property
     def pace(self) -> Pace:
@@ -92,7 +99,9 @@ def run_options(
         click.option(
             "--max-in-flight", type=COUNT, default=1024, show_default=True, help="Open load."
         ),
-        click.option("--duration", "duration_s", type=POSITIVE, default=10.0, show_default=True),
+        click.option(
+            "--duration", type=POSITIVE, help="[default: 10, or without end with --requests]"
+        ),
         click.option(
             "--warmup", "warmup_s", type=click.FloatRange(0), default=1.0, show_default=True
         ),
@@ -146,8 +155,10 @@ def execute(
     """Runs a load at the pace asked for and reports it where asked for; Ctrl-C ends it early.
 
     Raises:
+        click.UsageError: If a report cannot be written.
         click.ClickException: If nothing was answered.
     """
+    _check_reports(options)
     pace, stop = options.pace, asyncio.Event()
     loop_factory = _fast_loop() if pace.mode == "closed" else precise_loop
     result = _run(load(pace, stop), stop, loop_factory)
@@ -165,13 +176,25 @@ def read_lines(path: Path) -> tuple[str, ...]:
     """The lines of a file that are not blank.
 
     Raises:
-        click.UsageError: If there is none.
+        click.UsageError: If there is none, or it is not text in UTF-8.
     """
-    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"{path} is not text in UTF-8: {error}") from error
     texts = tuple(line for line in lines if line.strip())
     if not texts:
         raise click.UsageError(f"{path} has no text: one a line is expected")
     return texts
+
+
+def _check_reports(options: RunOptions) -> None:
+    """Fails before the run where writing its reports would fail after it."""
+    for path in filter(None, (options.json_path, options.html_path)):
+        if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+            raise click.UsageError(f"{path} cannot be written: {path.parent} is no writable folder")
+    if options.html_path is not None:
+        from . import drawing  # noqa: F401  # needs the extra; slow, so only where it is used
 
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
