@@ -21,6 +21,7 @@ __all__ = ["Contexts", "StepBudget", "contexts_of", "measure_decoder"]
 _PIECES = (16, 32, 64, 128, 256)  # tokens of a prompt in a step
 _SEQUENCES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _SHORT, _LONG = 64, 1024  # tokens that a sequence has already
+_BLOCK = 32  # tokens: a sequence's last block is counted in full
 _CACHE_SHARE = 0.25  # of free memory, at most
 _RUNS = 3
 _MANY_RUNS = 9
@@ -67,7 +68,7 @@ def contexts_of(spec: DecoderSpec) -> Contexts:
     half = spec.max_tokens // 2
     lengths = tuple(dict.fromkeys(min(length, half) for length in (_SHORT, _LONG)))
     most = min(spec.max_sequences, _SEQUENCES[-1])
-    wanted = max(most * (lengths[-1] + 1), min(spec.max_tokens, lengths[-1] + _PIECES[-1]))
+    wanted = max(most * (lengths[-1] + 1 + _BLOCK), min(spec.max_tokens, lengths[-1] + _PIECES[-1]))
     free = available_bytes()
     if free is not None:
         allowed = int(free * _CACHE_SHARE) // max(1, cache_bytes(spec, 1024) // 1024)

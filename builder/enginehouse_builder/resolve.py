@@ -209,10 +209,11 @@ def _task(config: PretrainedConfig, spec: BuildSpec) -> Task:
     names = ", ".join(named) or "no architecture"
     if found:
         raise SpecError(f"{spec.model} can do more than one thing ({names}): choose with --task")
-    kinds = " and ".join(f"…{kind.suffix}" for kind in _KINDS.values())
+    kinds = " or ".join(f"…{kind.suffix}" for kind in _KINDS.values())
+    options = " or ".join(f"--task {kind}" for kind in _KINDS)
     raise SpecError(
         f"what {spec.model} does is not known: its config.json names {names}, and only "
-        f"{kinds} can be built. If it holds a trained head all the same, say so with --task"
+        f"{kinds} can be built. If it holds a trained head all the same, say {options}"
     )
 
 

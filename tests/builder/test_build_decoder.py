@@ -1,6 +1,6 @@
 """Whole builds of tiny decoders, through the real export and the real engine."""
 
-import json
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import astuple, replace
@@ -205,9 +205,9 @@ def own_cache(built_decoder: BuiltDecoder, spec: BuildSpec, tmp_path: Path) -> B
     cache = Path(shutil.copytree(spec.cache, tmp_path / "cache"))
     for file in cache.glob("export/*/model.onnx"):
         model = onnx.load(file)
-        name = next(i.name for i in model.graph.initializer if "down_proj" in i.name)
-        [tensor] = [i for i in model.graph.initializer if i.name == name]
-        tensor.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(tensor), name))
+        largest = max(model.graph.initializer, key=lambda i: math.prod(i.dims))
+        matrix = numpy_helper.to_array(largest)
+        largest.CopyFrom(numpy_helper.from_array(-matrix, largest.name))
         file.chmod(0o644)
         onnx.save(model, file)
     return replace(spec, cache=cache)
@@ -265,17 +265,3 @@ def test_a_model_beyond_the_memory_is_refused_with_the_figures(
     monkeypatch.setattr("enginehouse_builder.memory.available_bytes", lambda: 100_000)
     with pytest.raises(SpecError, match=r"million weights: its build takes about .* are free"):
         _build(spec)
-
-
-def test_a_folder_with_both_heads_is_asked_for_its_task(
-    decoder_checkpoint: DecoderCheckpoint, spec: BuildSpec, tmp_path: Path
-) -> None:
-    model = Path(shutil.copytree(decoder_checkpoint("llama"), tmp_path / "model"))
-    config = model / "config.json"
-    document = json.loads(config.read_text())
-    document["architectures"] = ["LlamaForCausalLM", "LlamaForSequenceClassification"]
-    config.write_text(json.dumps(document))
-    with pytest.raises(SpecError, match="choose with --task"):
-        _build(replace(spec, model=str(model)))
-    published = _build(replace(spec, model=str(model), task="generate"))
-    assert published.manifest.task == "generate"

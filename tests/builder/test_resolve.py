@@ -98,7 +98,7 @@ def test_pickled_weights_are_refused_by_name(folder: Path) -> None:
 def test_adapter_alone_is_refused(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     (folder / "adapter_config.json").write_text("{}")
-    with pytest.raises(ResolveError, match=r"holds an adapter.*merge"):
+    with pytest.raises(ResolveError, match=r"holds an adapter.*--adapter"):
         _resolve(folder)
 
 
@@ -179,3 +179,34 @@ def test_what_is_no_folder_is_asked_of_the_hub(
     assert asked == [("owner/Some_Model", "v1")]
     assert resolved.name == "some_model"
     assert (resolved.source.id, resolved.source.revision) == ("owner/Some_Model", commit)
+
+
+@pytest.mark.parametrize(
+    ("family", "architecture"), [("llama", "LlamaForCausalLM"), ("gpt2", "GPT2LMHeadModel")]
+)
+def test_a_language_model_is_known_by_its_head(
+    decoder_checkpoint: Callable[[str], Path], family: str, architecture: str
+) -> None:
+    resolved = _resolve(decoder_checkpoint(family), name="m")
+    assert (resolved.task, resolved.source.architecture) == ("generate", architecture)
+
+
+def test_a_folder_with_both_heads_is_asked_for_its_task(
+    decoder_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(decoder_checkpoint("llama"), tmp_path / "model"))
+    _edit_config(folder, architectures=["LlamaForCausalLM", "LlamaForSequenceClassification"])
+    with pytest.raises(SpecError, match=r"can do more than one thing .*choose with --task"):
+        _resolve(folder)
+    assert _resolve(folder, task="generate").source.architecture == "LlamaForCausalLM"
+    assert _resolve(folder, task="classify").source.architecture == "LlamaForSequenceClassification"
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "fp8", "compressed-tensors"])
+def test_a_quantized_language_model_is_refused_by_the_name_of_its_method(
+    decoder_checkpoint: Callable[[str], Path], tmp_path: Path, method: str
+) -> None:
+    folder = Path(shutil.copytree(decoder_checkpoint("llama"), tmp_path / "model"))
+    _edit_config(folder, quantization_config={"quant_method": method, "bits": 4})
+    with pytest.raises(UnsupportedModelError, match=rf"quantized already \({method}\)"):
+        _resolve(folder)
