@@ -47,7 +47,7 @@ def observe(model: PreTrainedModel) -> Observed:
     if "position_ids" not in inspect.signature(model.forward).parameters:
         raise UnsupportedModelError("its code takes no positions of tokens (position_ids)")
     seen = _Observer()
-    ids = torch.arange(_BATCH * _LENGTH).reshape(_BATCH, _LENGTH) % model.config.vocab_size
+    ids = torch.arange(_BATCH * _LENGTH).reshape(_BATCH, _LENGTH)
     positions = torch.arange(_LENGTH).expand(_BATCH, -1)
     with (
         plugged(model, seen.attend, seen.mask),

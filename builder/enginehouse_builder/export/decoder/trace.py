@@ -98,7 +98,7 @@ def _trace(model: PreTrainedModel, layers: Sequence[AttentionLayer]) -> torch.on
     caches = [t for t in inputs if t.name.startswith("past")]
     # No size of 1, which the exporter takes for a constant, and none that is another's by chance.
     example = {
-        "input_ids": torch.arange(6).reshape(2, 3) % model.config.vocab_size,
+        "input_ids": torch.arange(6).reshape(2, 3),
         "write_index": torch.tensor([0, 1], dtype=torch.int32),
         "kv_length": torch.tensor([3, 4], dtype=torch.int32),
         "logit_rows": torch.tensor([2, 5, 4, 0]),
