@@ -24,6 +24,7 @@ from .weights import weights_sha256
 __all__ = ["Resolved", "resolve"]
 
 _CLASSIFIER = "ForSequenceClassification"
+_HEAD = re.compile(r"For[A-Z]\w*$|LMHead")  # of a class that has one, whatever it was trained for
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "*.model")
 
 
@@ -67,6 +68,7 @@ def resolve(spec: BuildSpec, report: Callable[[str], None]) -> Resolved:
         folder, origin, revision = snapshot.folder, spec.model, snapshot.commit
     config = _config(folder, spec)
     task = spec.task or _task(config, spec)
+    _check_head(config, spec)
     architecture = _architecture(config, spec)
     _check_tokenizer_files(folder, spec)
     report("hashing the weights")
@@ -165,6 +167,17 @@ def _task(config: PretrainedConfig, spec: BuildSpec) -> Task:
         f"…{_CLASSIFIER} can be built. If it holds a trained classification head all the same, "
         "say --task classify"
     )
+
+
+def _check_head(config: PretrainedConfig, spec: BuildSpec) -> None:
+    """Refuses a head of another task: the classifier's may have the same weights' names."""
+    heads = [name for name in config.architectures or [] if _HEAD.search(name)]
+    if heads and not any(name.endswith(_CLASSIFIER) for name in heads):
+        raise SpecError(
+            f"{spec.model} cannot be built with --task classify: its config.json names "
+            f"{', '.join(heads)}, a head that was trained for something else. If its weights are "
+            f"those of a …{_CLASSIFIER} all the same, correct `architectures` there"
+        )
 
 
 def _architecture(config: PretrainedConfig, spec: BuildSpec) -> str:

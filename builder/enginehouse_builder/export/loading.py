@@ -22,6 +22,8 @@ from enginehouse_builder.errors import ResolveError, UnsupportedModelError
 from enginehouse_builder.resolve import Resolved
 from enginehouse_builder.spec import BuildSpec
 
+from .unread import check_unread
+
 __all__ = ["configured_pad_id", "inputs_of", "load_model", "load_tokenizer", "pad_id", "quiet"]
 
 
@@ -41,7 +43,7 @@ def load_model(
 
     Raises:
         UnsupportedModelError: transformers has no such classifier, or the checkpoint lacks weights
-            of it, which transformers would make up.
+            of it, which transformers would make up, or has those of another head.
         ResolveError: The weights cannot be read.
     """
     try:
@@ -65,6 +67,7 @@ def load_model(
             f"{_list(sorted(lost))}; its answers would be random. Give a checkpoint that was "
             "trained to classify"
         )
+    check_unread(model, found["unexpected_keys"], resolved.source.id)
     model.eval().requires_grad_(False)
     return cast(PreTrainedModel, model)
 
