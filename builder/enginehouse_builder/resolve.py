@@ -29,6 +29,7 @@ from .weights import num_weights, weights_sha256
 
 __all__ = ["Resolved", "resolve"]
 
+_HEAD = re.compile(r"For[A-Z]\w*$|LMHead")  # of a class that has one, whatever it was trained for
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "*.model")
 
 
@@ -100,6 +101,7 @@ def resolve(spec: BuildSpec, report: Callable[[str], None]) -> Resolved:
         folder, origin, revision = snapshot.folder, spec.model, snapshot.commit
     config = _config(folder, spec)
     task = spec.task or _task(config, spec)
+    _check_head(config, spec, task)
     architecture = _architecture(config, spec, task)
     _check_tokenizer_files(folder, spec)
     check_memory(num_weights(folder, spec.model), spec.model)
@@ -220,6 +222,17 @@ def _task(config: PretrainedConfig, spec: BuildSpec) -> Task:
 def _is_of(task: Task, architecture: str) -> bool:
     kind = _KINDS[task]
     return architecture.endswith(kind.suffix) or architecture in kind.classes.values()
+
+
+def _check_head(config: PretrainedConfig, spec: BuildSpec, task: Task) -> None:
+    """Refuses a head of another task: this one's may have the same weights' names."""
+    heads = [name for name in config.architectures or [] if _HEAD.search(name)]
+    if heads and not any(_is_of(task, name) for name in heads):
+        raise SpecError(
+            f"{spec.model} cannot be built with --task {task}: its config.json names "
+            f"{', '.join(heads)}, a head that was trained for something else. If its weights are "
+            f"those of a …{_KINDS[task].suffix} all the same, correct `architectures` there"
+        )
 
 
 def _architecture(config: PretrainedConfig, spec: BuildSpec, task: Task) -> str:

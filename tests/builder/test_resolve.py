@@ -153,14 +153,19 @@ def test_quantized_checkpoint_is_refused(folder: Path) -> None:
         _resolve(folder)
 
 
-@pytest.mark.parametrize(
-    ("named", "shown"), [(["BertForMaskedLM"], "BertForMaskedLM"), (None, "no arch")]
-)
+@pytest.mark.parametrize(("named", "shown"), [(["BertModel"], "BertModel"), (None, "no arch")])
 def test_unknown_task_is_asked_for(folder: Path, named: list[str] | None, shown: str) -> None:
     _edit_config(folder, architectures=named)
     with pytest.raises(SpecError, match=f"{shown}.*--task classify"):
         _resolve(folder)
     assert _resolve(folder, task="classify").task == "classify"
+
+
+@pytest.mark.parametrize("head", ["BertForTokenClassification", "GPT2LMHeadModel"])
+def test_head_of_another_task_is_refused_whatever_is_asked_for(folder: Path, head: str) -> None:
+    _edit_config(folder, architectures=[head])
+    with pytest.raises(SpecError, match=f"--task classify: its config.json names {head}"):
+        _resolve(folder, task="classify")
 
 
 def test_what_is_no_folder_is_asked_of_the_hub(

@@ -23,6 +23,8 @@ from enginehouse_builder.errors import ResolveError, UnsupportedModelError
 from enginehouse_builder.resolve import Resolved
 from enginehouse_builder.spec import BuildSpec, Task
 
+from .unread import check_unread
+
 __all__ = ["configured_pad_id", "inputs_of", "load_model", "load_tokenizer", "pad_id", "quiet"]
 
 
@@ -58,7 +60,7 @@ def load_model(
 
     Raises:
         UnsupportedModelError: transformers has no such model, or the checkpoint lacks weights of
-            it, which transformers would make up.
+            it, which transformers would make up, or has those of another head.
         ResolveError: The weights cannot be read.
     """
     role = _ROLES[resolved.task]
@@ -83,6 +85,7 @@ def load_model(
             f"{_list(sorted(lost))}; its answers would be random. Give a checkpoint that was "
             f"trained to {role.verb}"
         )
+    check_unread(model, found["unexpected_keys"], resolved.source.id)
     model.eval().requires_grad_(False)
     return cast(PreTrainedModel, model)
 

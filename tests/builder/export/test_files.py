@@ -110,6 +110,23 @@ def test_checkpoint_without_a_head_is_refused(bert: Path, folder: Path) -> None:
         export_of(bert, folder)
 
 
+def test_weights_of_another_head_are_refused(bert: Path, folder: Path) -> None:
+    weights = bert / "model.safetensors"
+    extra = {f"crf.{name}": torch.ones(3) for name in ("start", "end")}
+    save_file(load_file(weights) | extra, weights, {"format": "pt"})
+    with pytest.raises(UnsupportedModelError, match=r"does not read: crf\.end, crf\.start; it was"):
+        export_of(bert, folder)
+
+
+def test_what_an_encoder_was_pretrained_with_may_be_left_over(bert: Path, folder: Path) -> None:
+    weights = bert / "model.safetensors"
+    left = ("cls.predictions.bias", "bert.embeddings.position_ids", "loss_fct.weight")
+    save_file(
+        load_file(weights) | {name: torch.ones(3) for name in left}, weights, {"format": "pt"}
+    )
+    assert len(export_of(bert, folder).exported.classify.labels) == 3
+
+
 def test_weights_of_another_size_are_refused(bert: Path, folder: Path) -> None:
     _edit(bert / "config.json", intermediate_size=128)
     with pytest.raises((UnsupportedModelError, ResolveError), match=r"intermediate|lacks|size"):
