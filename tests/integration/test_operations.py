@@ -162,7 +162,9 @@ async def test_a_stop_waits_for_a_slow_reader_of_a_stream(repository: Path) -> N
     request = inference_pb.ClassifyRequest(model=MODEL, inputs=texts)
     flags = ("--drain-delay-s", "0", "--max-queue", "10000", "--max-queue-s", "1000")
     with ServerProcess(repository, *flags) as server:
-        async with grpc.aio.insecure_channel(server.address) as channel:
+        # What is not read stays in the server, instead of in a window of the client's that grows.
+        options = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1024)]
+        async with grpc.aio.insecure_channel(server.address, options) as channel:
             stub: Any = InferenceServiceStub(channel)
             stream = stub.ClassifyStream()
             for i in range(num_requests):
