@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from .config import BatchingConfig, ServerConfig, split_address
+from .config import BatchingConfig, ServerConfig, join_address, split_address
 from .engine.priority import compute_first, give_way
 from .engine.threads import available_threads, default_lanes
 from .errors import ModelNotFoundError, NotReadyError, UnloadableError
@@ -71,7 +71,7 @@ class Server:
         if not any(e.state == "ready" for e in self._catalog):
             raise UnloadableError(f"nothing in {self._config.repository} can be served")
         await self._grpc.set_health("", serving=True)
-        return address, f"{host}:{self._page.port}"
+        return address, join_address(host, self._page.port)
 
     async def stop(self) -> None:
         """Says not-serving, waits for balancers to see it, finishes what is in flight, stops."""

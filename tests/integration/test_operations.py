@@ -326,6 +326,17 @@ def test_versions_and_their_labels_can_be_chosen(repository: Path, tmp_path: Pat
             assert [m.version for m in client.list_models()] == served
 
 
+def test_addresses_of_version_6_are_announced_as_they_are_called(repository: Path) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6 on its loopback interface")
+    flags = ("--listen", "[::1]:0", "--http-listen", "[::1]:0")
+    with ServerProcess(repository, *flags) as server, Client(server.address) as client:
+        assert client.classify(MODEL, "hello").results
+        assert sum_of(metrics_of(server), "enginehouse_model_state", state="ready") == 1
+
+
 def test_limits_can_be_lowered_at_serve_time(repository: Path) -> None:
     flags = ("--max-tokens", "16", "--max-batch", "2", "--lanes", "2", "--threads", "2")
     with ServerProcess(repository, *flags) as server, Client(server.address) as client:
