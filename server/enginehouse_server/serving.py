@@ -5,7 +5,6 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,8 +38,9 @@ _log = logging.getLogger(__name__)
 class Server:
     """The parts of one server. Belongs to the event loop."""
 
-    def __init__(self, config: ServerConfig) -> None:
-        self._config = config
+    def __init__(self, config: ServerConfig, *, gave_way: bool = False) -> None:
+        """Takes the settings, and whether this thread gives way to those of engines."""
+        self._config, self._gave_way = config, gave_way
         self._metrics = Metrics()
         self._catalog = Catalog(config.version_labels, self._on_change)
         self._grpc = GrpcServer(config.grpc, self._catalog, self._metrics)
@@ -99,9 +99,7 @@ class Server:
         loading = Entry(found.model, found.version, "loading", "it is being loaded")
         name = f"{found.model} version {found.version}"
         try:
-            loaded = await asyncio.to_thread(
-                _load_first, found.folder, self._load_settings(), self._check_open
-            )
+            loaded = await asyncio.to_thread(self._load_blocking, found.folder)
         except UnloadableError as error:
             _log.error("%s cannot be served: %s", name, error)
             self._catalog.put(replace(loading, state="unloadable", reason=str(error)))
@@ -123,6 +121,11 @@ class Server:
         entry = Entry(found.model, found.version, "ready", "", loaded, classifier)
         self._catalog.put(entry)
         await self._grpc.set_health(found.model, serving=True)
+
+    def _load_blocking(self, folder: Path) -> LoadedClassifier:
+        if self._gave_way:
+            compute_first()
+        return load_classifier(folder, self._load_settings(), self._check_open)
 
     def _check_open(self) -> None:
         """Raises NotReadyError when the server is being closed; any thread may call."""
@@ -172,12 +175,12 @@ async def run(config: ServerConfig) -> None:
 
     A second signal ends the process at once, with 128 and the signal's number as a shell has it.
     """
-    give_way()
+    gave_way = give_way()
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _on_signal, number, stopping)
-    server = Server(config)
+    server = Server(config, gave_way=gave_way)
     starting = asyncio.create_task(server.start())
     stopped = asyncio.create_task(stopping.wait())
     try:
@@ -200,13 +203,6 @@ def _on_signal(number: signal.Signals, stopping: asyncio.Event) -> None:
         _log.warning("stopped at once by a second signal, %s", number.name)
         os._exit(128 + number)
     stopping.set()
-
-
-def _load_first(
-    folder: Path, settings: LoadSettings, check: Callable[[], None]
-) -> LoadedClassifier:
-    compute_first()
-    return load_classifier(folder, settings, check)
 
 
 def _policy(config: BatchingConfig, loaded: LoadedClassifier) -> Policy:
