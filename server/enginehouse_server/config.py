@@ -170,6 +170,11 @@ def split_address(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
+def join_address(host: str, port: int) -> str:
+    """`host:port`; a host with colons goes into brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def _address_faults(config: ServerConfig) -> list[str]:
     given = {"listen": config.grpc.listen, "http-listen": config.http_listen}
     pattern = re.compile(r"(\[[0-9a-fA-F:]+\]|[^:\s]+):(\d{1,5})")

@@ -5,11 +5,10 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from .config import ServerConfig, split_address
+from .config import ServerConfig, join_address, split_address
 from .engine.priority import compute_first, give_way
 from .errors import ModelNotFoundError, NotReadyError, UnloadableError
 from .repository import Catalog, Entry, Found, LoadedClassifier, LoadedDecoder, scan
@@ -28,8 +27,9 @@ _LAST_TOKENS_S = 1.0  # for answers that the end of the drain cuts off
 class Server:
     """The parts of one server. Belongs to the event loop."""
 
-    def __init__(self, config: ServerConfig) -> None:
-        self._config = config
+    def __init__(self, config: ServerConfig, *, gave_way: bool = False) -> None:
+        """Takes the settings, and whether this thread gives way to those of engines."""
+        self._config, self._gave_way = config, gave_way
         self._metrics = Metrics()
         self._catalog = Catalog(config.version_labels, self._on_change)
         self._grpc = GrpcServer(config.grpc, self._catalog, self._metrics)
@@ -60,7 +60,7 @@ class Server:
         if not any(e.state == "ready" for e in self._catalog):
             raise UnloadableError(f"nothing in {self._config.repository} can be served")
         await self._grpc.set_health("", serving=True)
-        return address, f"{host}:{self._page.port}"
+        return address, join_address(host, self._page.port)
 
     async def stop(self) -> None:
         """Says not-serving, waits for balancers to see it, finishes what is in flight, stops."""
@@ -93,9 +93,7 @@ class Server:
         loading = Entry(found.model, found.version, "loading", "it is being loaded")
         name = f"{found.model} version {found.version}"
         try:
-            loaded = await asyncio.to_thread(
-                _load_first, found.folder, self._config, self._check_open
-            )
+            loaded = await asyncio.to_thread(self._load_blocking, found.folder)
         except UnloadableError as error:
             _log.error("%s cannot be served: %s", name, error)
             self._catalog.put(replace(loading, state="unloadable", reason=str(error)))
@@ -118,6 +116,11 @@ class Server:
         self._catalog.put(entry)
         await self._grpc.set_health(found.model, serving=True)
 
+    def _load_blocking(self, folder: Path) -> LoadedClassifier | LoadedDecoder:
+        if self._gave_way:
+            compute_first()
+        return load_version(folder, self._config, self._check_open)
+
     def _check_open(self) -> None:
         """Raises NotReadyError when the server is being closed; any thread may call."""
         if self._is_closing.is_set():
@@ -132,12 +135,12 @@ async def run(config: ServerConfig) -> None:
 
     A second signal ends the process at once, with 128 and the signal's number as a shell has it.
     """
-    give_way()
+    gave_way = give_way()
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _on_signal, number, stopping)
-    server = Server(config)
+    server = Server(config, gave_way=gave_way)
     starting = asyncio.create_task(server.start())
     stopped = asyncio.create_task(stopping.wait())
     try:
@@ -160,13 +163,6 @@ def _on_signal(number: signal.Signals, stopping: asyncio.Event) -> None:
         _log.warning("stopped at once by a second signal, %s", number.name)
         os._exit(128 + number)
     stopping.set()
-
-
-def _load_first(
-    folder: Path, config: ServerConfig, check: Callable[[], None]
-) -> LoadedClassifier | LoadedDecoder:
-    compute_first()
-    return load_version(folder, config, check)
 
 
 def _chosen(found: list[Found], config: ServerConfig) -> list[Found]:

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
@@ -30,6 +31,11 @@ def test_help_lists_every_command_with_its_purpose() -> None:
     for entry in metadata.entry_points(group="enginehouse.commands"):
         line = next(line for line in output.splitlines() if line.split()[:1] == [entry.name])
         assert len(line.split()) > 2
+
+
+def test_only_commands_that_there_are_are_known() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert set(cli._KNOWN) == set(project["entry-points"]["enginehouse.commands"])
 
 
 def test_version() -> None:
@@ -153,6 +159,12 @@ def test_classify_says_of_a_file_that_it_is_not_utf8(server: FakeServer, tmp_pat
     result = run("classify", "--file", str(file), "--target", server.target)
     assert (result.exit_code, "not text in UTF-8" in result.stderr) == (2, True)
     assert not server.requests
+
+
+def test_classify_asks_which_of_several_models_is_meant(server: FakeServer) -> None:
+    server.models = [model("topics"), model("tones")]
+    result = run("classify", "a", "--target", server.target)
+    assert (result.exit_code, "choose one by --model: tones, topics" in result.stderr) == (1, True)
 
 
 def test_classify_names_a_server_that_does_not_answer() -> None:

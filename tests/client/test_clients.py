@@ -1,7 +1,9 @@
 """Both clients against a real server; what only one of them has is in test_stream.py."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -161,6 +163,89 @@ def test_no_answer_in_time(call: Caller, server: FakeServer) -> None:
     server.step = lambda _request: asyncio.sleep(30)
     with pytest.raises(DeadlineError, match=r"within 0\.05 s"):
         call("classify", "topics", "a", timeout_s=0.05)
+
+
+def test_a_cancelled_call_is_not_tried_again(call: Caller, server: FakeServer) -> None:
+    server.step = failing(status(grpc.StatusCode.CANCELLED, "given up"), 99)
+    with pytest.raises(ConnectionFailedError, match="given up"):
+        call("classify", "topics", "a", settings={"retry": QUICK})
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("request_id", ["", "with space", "ä", "new\nline", "x" * 129])
+def test_an_id_that_the_server_would_replace_is_refused_here(
+    call: Caller, server: FakeServer, request_id: str
+) -> None:
+    with pytest.raises(ValueError, match=r"request_id is .* printable ASCII"):
+        call("classify", "topics", "a", request_id=request_id)
+    assert not server.requests
+
+
+def test_closing_fails_the_calls_of_other_threads(server: FakeServer) -> None:
+    server.step = lambda _request: asyncio.sleep(30)
+    client = Client(server.target, retry=QUICK)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(client.classify, "topics", "a")
+        while not server.requests:
+            time.sleep(0.001)
+        client.close()
+        with pytest.raises(ConnectionFailedError, match="closed") as error:
+            running.result(10)
+    assert error.value.code is grpc.StatusCode.CANCELLED
+    assert len(server.requests) == 1
+
+
+def test_closing_fails_a_call_that_waits_for_its_next_attempt(server: FakeServer) -> None:
+    full = status(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", "OverloadedError", 300)
+    server.step = failing(full, 99)
+    client = Client(server.target)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(client.classify, "topics", "a")
+        while not server.requests:
+            time.sleep(0.001)
+        time.sleep(0.1)
+        client.close()
+        with pytest.raises(ConnectionFailedError, match="was closed"):
+            waiting.result(10)
+
+
+async def test_closing_fails_the_calls_of_other_tasks(aio_server: FakeServer) -> None:
+    aio_server.step = lambda _request: asyncio.sleep(30)
+    client = AsyncClient(aio_server.target, retry=QUICK)
+    running = asyncio.create_task(client.classify("topics", "a"))
+    while not aio_server.requests:  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+    await client.close()
+    with pytest.raises(ConnectionFailedError, match="was closed"):
+        await running
+    assert len(aio_server.requests) == 1
+
+
+async def test_a_cancelled_task_stays_cancelled_although_the_client_closes(
+    aio_server: FakeServer,
+) -> None:
+    aio_server.step = lambda _request: asyncio.sleep(30)
+    client = AsyncClient(aio_server.target)
+    running = asyncio.create_task(client.classify("topics", "a"))
+    while not aio_server.requests:  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+    running.cancel()
+    await client.close()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+
+async def test_a_closed_client_says_so(aio_server: FakeServer) -> None:
+    client = Client(aio_server.target)
+    client.close()
+    with pytest.raises(ConnectionFailedError, match="was closed: make another"):
+        client.classify("topics", "a")
+    with pytest.raises(ConnectionFailedError, match="was closed: make another"):
+        list(client.classify_stream([]))
+    aio_client = AsyncClient(aio_server.target)
+    await aio_client.close()
+    with pytest.raises(ConnectionFailedError, match="was closed: make another"):
+        await aio_client.list_models()
 
 
 @pytest.mark.parametrize("inputs", [5, [b"bytes"]])

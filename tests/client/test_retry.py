@@ -1,9 +1,12 @@
+import grpc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from enginehouse_client import RetryPolicy, errors
 from enginehouse_client.retry import Attempts, RetryBudget
+
+FULL, GONE = grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE
 
 
 class Clock:
@@ -38,7 +41,7 @@ def test_wait_is_within_bounds_and_not_before_the_server_s_time(
 ) -> None:
     policy = RetryPolicy(num_made + 1, initial, initial * factor)
     made = attempts(policy, draw=draw)
-    error = errors.OverloadedError("full", retry_after_s=retry_after_s)
+    error = errors.OverloadedError("full", code=FULL, retry_after_s=retry_after_s)
     wait_s = [made.wait_after(error) for _ in range(min(num_made, 70))][-1]
     assert wait_s is not None
     earliest = retry_after_s or 0.0
@@ -57,29 +60,31 @@ def test_no_wait_outlasts_the_deadline(
     clock = Clock()
     made = attempts(RetryPolicy(), timeout_s=2.0, draw=draw, clock=clock)
     clock.now += elapsed
-    wait_s = made.wait_after(errors.NotReadyError("loading", retry_after_s=retry_after_s))
+    wait_s = made.wait_after(
+        errors.NotReadyError("loading", code=GONE, retry_after_s=retry_after_s)
+    )
     assert made.remaining_s() == max(0.0, 102.0 - clock.now)
     assert wait_s is None or clock.now + wait_s < 102.0
 
 
 def test_number_of_attempts_is_bounded() -> None:
     made = attempts(RetryPolicy(max_attempts=3), draw=0.0)
-    error = errors.ConnectionFailedError("refused")
+    error = errors.ConnectionFailedError("refused", code=GONE)
     assert [made.wait_after(error) for _ in range(3)] == [0.0, 0.0, None]
 
 
 @pytest.mark.parametrize("name", errors.__all__)
 def test_only_what_another_try_may_change_is_tried_again(name: str) -> None:
-    made = attempts(RetryPolicy())
-    is_tried_again = made.wait_after(getattr(errors, name)("x")) is not None
-    assert is_tried_again == (
-        name in {"ConnectionFailedError", "DeviceError", "NotReadyError", "OverloadedError"}
-    )
+    kind = getattr(errors, name)
+    is_kind = name in {"ConnectionFailedError", "DeviceError", "NotReadyError", "OverloadedError"}
+    for code in grpc.StatusCode:
+        is_tried_again = attempts(RetryPolicy()).wait_after(kind("x", code=code)) is not None
+        assert is_tried_again == (is_kind and code in (FULL, GONE)), code
 
 
 def test_budget_stops_hammering_and_recovers_with_success() -> None:
     budget = RetryBudget(capacity=4, refill=0.5)
-    error = errors.ConnectionFailedError("refused")
+    error = errors.ConnectionFailedError("refused", code=GONE)
 
     def is_tried_again() -> bool:
         return attempts(RetryPolicy(), budget=budget).wait_after(error) is not None
@@ -92,7 +97,7 @@ def test_budget_stops_hammering_and_recovers_with_success() -> None:
 
 def test_a_server_that_sets_the_pace_does_not_use_up_the_budget() -> None:
     budget = RetryBudget(capacity=2)
-    error = errors.OverloadedError("full", retry_after_s=0.1)
+    error = errors.OverloadedError("full", code=FULL, retry_after_s=0.1)
     for _ in range(50):
         assert attempts(RetryPolicy(), budget=budget).wait_after(error) is not None
 

@@ -149,7 +149,9 @@ async def test_a_stop_waits_for_a_slow_reader_of_a_stream(repository: Path) -> N
     request = inference_pb.ClassifyRequest(model=MODEL, inputs=texts)
     flags = ("--drain-delay-s", "0", "--max-queue", "10000", "--max-queue-s", "1000")
     with ServerProcess(repository, *flags) as server:
-        async with grpc.aio.insecure_channel(server.address) as channel:
+        # What is not read stays in the server, instead of in a window of the client's that grows.
+        options = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1024)]
+        async with grpc.aio.insecure_channel(server.address, options) as channel:
             stub: Any = InferenceServiceStub(channel)
             stream = stub.ClassifyStream()
             for i in range(num_requests):
@@ -311,6 +313,17 @@ def test_versions_and_their_labels_can_be_chosen(repository: Path, tmp_path: Pat
         with ServerProcess(tmp_path, *models) as server, Client(server.address) as client:
             assert client.classify(MODEL, "hello").version == 3
             assert [m.version for m in client.list_models()] == served
+
+
+def test_addresses_of_version_6_are_announced_as_they_are_called(repository: Path) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6 on its loopback interface")
+    flags = ("--listen", "[::1]:0", "--http-listen", "[::1]:0")
+    with ServerProcess(repository, *flags) as server, Client(server.address) as client:
+        assert client.classify(MODEL, "hello").results
+        assert sum_of(metrics_of(server), "enginehouse_model_state", state="ready") == 1
 
 
 def test_limits_can_be_lowered_at_serve_time(repository: Path) -> None:

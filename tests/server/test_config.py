@@ -4,7 +4,14 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from enginehouse_server.config import BatchingConfig, ConfigError, GrpcConfig, ServerConfig
+from enginehouse_server.config import (
+    BatchingConfig,
+    ConfigError,
+    GrpcConfig,
+    ServerConfig,
+    join_address,
+    split_address,
+)
 from enginehouse_server.options import config_options, load_config, settings, settings_table
 from enginehouse_server.repository import Catalog
 from enginehouse_server.rpc import GrpcServer
@@ -137,3 +144,8 @@ def test_flags_are_unique_and_say_what_they_do() -> None:
 
 def test_the_table_of_settings_is_current() -> None:
     assert settings_table() in OPERATING.read_text(encoding="utf-8"), settings_table()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:80", "localhost:0", "[::1]:8080", "[::]:0"])
+def test_an_address_survives_being_split_and_joined(address: str) -> None:
+    assert join_address(*split_address(address)) == address

@@ -1,18 +1,21 @@
 """What both clients are made of: settings, and how they become options, metadata and attempts."""
 
 import ipaddress
+import re
 import uuid
 from collections.abc import Mapping, Sequence
 
 import grpc
 
 from ._status import Call
+from .errors import ConnectionFailedError
 from .retry import Attempts, RetryBudget, RetryPolicy
 
 __all__ = ["DEFAULT_MAX_MESSAGE_BYTES", "DEFAULT_TARGET", "ClientBase", "channel_options"]
 
 DEFAULT_TARGET = "127.0.0.1:50051"
 DEFAULT_MAX_MESSAGE_BYTES = 16 << 20  # the server's default, too
+_GOOD_ID = re.compile(r"[\x21-\x7e]{1,128}")  # the server replaces others by its own
 
 
 def channel_options(target: str, max_message_bytes: int) -> Sequence[tuple[str, int]]:
@@ -63,6 +66,7 @@ class ClientBase:
         self._metadata = tuple((metadata or {}).items())
         self._max_message_bytes = max_message_bytes
         self._credentials = credentials
+        self._is_closed = False
 
     def _options(self) -> Sequence[tuple[str, int]]:
         return channel_options(self.target, self._max_message_bytes)
@@ -74,8 +78,22 @@ class ClientBase:
         return Attempts(RetryPolicy(max_attempts=1), self._budget, call.timeout_s)
 
     def _new_call(self, timeout_s: float | None = None, request_id: str | None = None) -> Call:
+        if request_id is not None and not _GOOD_ID.fullmatch(request_id):
+            raise ValueError(
+                f"request_id is {request_id!r}; it must be 1 to 128 printable ASCII characters "
+                "without spaces"
+            )
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
-        return Call(self.target, request_id or uuid.uuid4().hex, timeout_s)
+        call = Call(self.target, request_id or uuid.uuid4().hex, timeout_s)
+        if self._is_closed:
+            raise self._closed(call)
+        return call
+
+    def _closed(self, call: Call) -> ConnectionFailedError:
+        text = f"the client of {self.target} was closed: make another"
+        return ConnectionFailedError(
+            text, code=grpc.StatusCode.CANCELLED, request_id=call.request_id
+        )
 
     def _metadata_of(self, call: Call) -> tuple[tuple[str, str], ...]:
         return (*self._metadata, ("x-request-id", call.request_id))

@@ -21,6 +21,6 @@ def only_ready_model(models: Iterable[Model], task: str) -> str:
     if len(ready) == 1:
         return ready[0]
     if ready:
-        raise ModelNotFoundError(f"several models serve: choose one of {', '.join(ready)}")
+        raise ModelNotFoundError(f"several models serve: choose one by --model: {', '.join(ready)}")
     states = ", ".join(f"{model.name}/{model.version} is {model.state}" for model in models)
     raise ModelNotFoundError(f"no model answers {task} requests: {states or 'the server has none'}")

@@ -71,7 +71,8 @@ class AsyncClient(ClientBase):
         await self.close()
 
     async def close(self) -> None:
-        """Closes the connection; calls that still run are cancelled."""
+        """Closes the connection; calls that still run, in other tasks, fail."""
+        self._is_closed = True
         await self._channel.close()
 
     async def classify(  # noqa: PLR0913 - what a request may say, as keywords
@@ -282,9 +283,14 @@ class AsyncClient(ClientBase):
         attempts: Attempts,
     ) -> _ResponseT:
         metadata = self._metadata_of(call)
-        while True:
+        while not self._is_closed:
             try:
                 response = await method(request, timeout=attempts.remaining_s(), metadata=metadata)
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if not self._is_closed or (task is not None and task.cancelling()):
+                    raise
+                break  # grpc.aio cancels the calls of a channel that closes, as if by the task
             except grpc.RpcError as failure:
                 error = error_from_rpc(failure, call)
                 wait_s = attempts.wait_after(error)
@@ -294,6 +300,7 @@ class AsyncClient(ClientBase):
             else:
                 attempts.succeeded()
                 return response
+        raise self._closed(call)
 
     @cached_property
     def _channel(self) -> grpc.aio.Channel:

@@ -74,7 +74,8 @@ class Client(ClientBase):
         self.close()
 
     def close(self) -> None:
-        """Closes the connection; calls that still run are cancelled."""
+        """Closes the connection; calls that still run, in other threads, fail."""
+        self._is_closed = True
         self._channel.close()
 
     def classify(  # noqa: PLR0913 - what a request may say, as keywords
@@ -103,10 +104,12 @@ class Client(ClientBase):
             activation: How logits become scores; None is as the model says.
             truncate: Cut an input that is too long instead of failing the request.
             timeout_s: Time for all attempts together; None is the client's.
-            request_id: What the server's logs call this request; None makes one.
+            request_id: What the server's logs call this request, at most 128 printable characters
+                without spaces; None makes one.
 
         Raises:
             EnginehouseError: One of its subclasses says what went wrong.
+            ValueError: For a `request_id` or an activation that there cannot be.
         """
         request = ClassifyRequest(
             model, inputs, version, version_label, priority, top_k, activation, truncate
@@ -352,6 +355,10 @@ class Client(ClientBase):
                 if wait_s is None:
                     raise error from failure
                 time.sleep(wait_s)
+            except ValueError as failure:  # what gRPC says of a closed channel, among others
+                if not self._is_closed:
+                    raise
+                raise self._closed(call) from failure
             else:
                 attempts.succeeded()
                 return response

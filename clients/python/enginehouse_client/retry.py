@@ -1,9 +1,11 @@
-"""Which failed calls are tried again, and when. Knows no gRPC and does not sleep."""
+"""Which failed calls are tried again, and when. Makes no calls and does not sleep."""
 
 import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+
+import grpc
 
 from .errors import (
     ConnectionFailedError,
@@ -16,6 +18,8 @@ from .errors import (
 __all__ = ["Attempts", "RetryBudget", "RetryPolicy"]
 
 _RETRYABLE = (ConnectionFailedError, DeviceError, NotReadyError, OverloadedError)
+# Not CANCELLED: a client that was closed, or a server that gives a call up, means it.
+_RETRYABLE_CODES = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +113,9 @@ class Attempts:
     def wait_after(self, error: EnginehouseError) -> float | None:
         """How long to wait before another attempt, seconds; None if there is to be none."""
         self._num_made += 1
-        if not isinstance(error, _RETRYABLE) or self._num_made >= self._policy.max_attempts:
+        if not isinstance(error, _RETRYABLE) or error.code not in _RETRYABLE_CODES:
+            return None
+        if self._num_made >= self._policy.max_attempts:
             return None
         if error.retry_after_s is None and not self._budget.spend():
             return None

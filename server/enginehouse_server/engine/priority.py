@@ -12,18 +12,22 @@ from contextlib import suppress
 __all__ = ["compute_first", "give_way"]
 
 
-def give_way() -> None:
-    """Lets this thread, and those that it starts from now on, interrupt no engine."""
-    if hasattr(os, "SCHED_BATCH"):
-        _set_policy(os.SCHED_BATCH)
+def give_way() -> bool:
+    """Lets this thread, and those that it starts from now on, interrupt no engine.
+
+    Returns:
+        Whether it did: a policy that the operator chose for the process is left alone.
+    """
+    if not hasattr(os, "SCHED_BATCH"):
+        return False
+    with suppress(OSError):  # a sandbox may forbid it: slower, nothing worse
+        if os.sched_getscheduler(0) == os.SCHED_OTHER:
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+            return True
+    return False
 
 
 def compute_first() -> None:
-    """Undoes `give_way` for this thread and those that it starts: call it before making engines."""
-    if hasattr(os, "SCHED_OTHER") and os.sched_getscheduler(0) == os.SCHED_BATCH:
-        _set_policy(os.SCHED_OTHER)
-
-
-def _set_policy(policy: int) -> None:
-    with suppress(OSError):  # a sandbox may forbid it: slower, nothing worse
-        os.sched_setscheduler(0, policy, os.sched_param(0))
+    """Undoes a `give_way` that did something, for this thread and those that it starts."""
+    with suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))

@@ -2,13 +2,15 @@
 
 import math
 import os
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 
 __all__ = ["available_threads", "default_lanes"]
 
-_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")  # cgroup v2: "quota period", or "max period"
-_QUOTA_V1 = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
-_PERIOD_V1 = Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
+_MEMBERSHIP = Path("/proc/self/cgroup")  # a line "number:controllers:path" for each hierarchy
+_GROUPS = Path("/sys/fs/cgroup")
+# Where a container shows its own group as the root, whatever the path; version 2, then version 1.
+_ROOTS = ("0::/", "1:cpu:/")
 
 
 def available_threads() -> int:
@@ -28,12 +30,33 @@ def default_lanes(num_threads: int) -> int:
 
 
 def _quota() -> float | None:
-    """Processors' worth of time that the control group grants; None without a limit."""
+    """Processors' worth of time that the control groups grant; None without a limit."""
+    quotas = map(_quota_of, _folders())
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def _folders() -> Iterator[Path]:
+    """The control groups that this process is in: its own, and those around it, which bound it."""
     try:
-        if _CPU_MAX.exists():
-            quota, period = _CPU_MAX.read_text().split()
+        lines = _MEMBERSHIP.read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in (*lines, *_ROOTS):
+        _, controllers, path = line.split(":", 2)
+        if not controllers or "cpu" in controllers.split(","):
+            group = PurePosixPath(path.lstrip("/"))
+            root = _GROUPS / "cpu" if controllers else _GROUPS
+            yield from (root / each for each in (group, *group.parents))
+
+
+def _quota_of(folder: Path) -> float | None:
+    both = folder / "cpu.max"  # version 2: "quota period", or "max period"
+    try:
+        if both.exists():
+            quota, period = both.read_text().split()
         else:
-            quota, period = _QUOTA_V1.read_text(), _PERIOD_V1.read_text()
+            quota = (folder / "cpu.cfs_quota_us").read_text()
+            period = (folder / "cpu.cfs_period_us").read_text()
         return int(quota) / int(period) if int(quota) > 0 else None
     except (OSError, ValueError):  # no control group, or "max": no limit
         return None

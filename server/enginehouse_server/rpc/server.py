@@ -10,7 +10,7 @@ from grpc_reflection.v1alpha import reflection
 from enginehouse.v1 import inference_service_pb2, model_service_pb2
 from enginehouse.v1.inference_service_pb2_grpc import add_InferenceServiceServicer_to_server
 from enginehouse.v1.model_service_pb2_grpc import add_ModelServiceServicer_to_server
-from enginehouse_server.config import GrpcConfig, split_address
+from enginehouse_server.config import GrpcConfig, join_address, split_address
 from enginehouse_server.repository import Catalog
 from enginehouse_server.telemetry import Metrics
 
@@ -68,7 +68,7 @@ class GrpcServer:
             raise OSError(f"cannot listen on {self._address}: {error}") from error
         await self.set_health("", serving=False)
         await self._server.start()
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return join_address(host, port)
 
     async def set_health(self, name: str, *, serving: bool) -> None:
         """Says whether a model, or the whole server (""), serves; watchers are told."""
