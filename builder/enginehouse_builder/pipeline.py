@@ -55,7 +55,8 @@ def build(spec: BuildSpec, display: Display) -> Published:
     check(spec, device)
     samples = read_samples(spec.samples)
     check_repository(spec.repository)
-    return _Build(spec, display, device, samples).run()
+    with Cache(spec.cache) as cache:
+        return _Build(spec, display, device, samples, cache).run()
 
 
 def limits_for(spec: BuildSpec, max_tokens: int) -> Limits:
@@ -100,12 +101,18 @@ class _Build:
     """A build under way: what it is made with, and how long its stages took."""
 
     def __init__(
-        self, spec: BuildSpec, display: Display, device: OpenVinoDevice, samples: Samples
+        self,
+        spec: BuildSpec,
+        display: Display,
+        device: OpenVinoDevice,
+        samples: Samples,
+        cache: Cache,
     ) -> None:
         self._spec = spec
         self._display = display
         self._device = device
         self._samples = samples
+        self._cache = cache
         self._times: list[StageTime] = []
 
     def run(self) -> Published:
@@ -165,7 +172,7 @@ class _Build:
     def _context(self, resolved: Resolved) -> Context:
         return Context(
             spec=self._spec,
-            cache=Cache(self._spec.cache),
+            cache=self._cache,
             resolved=resolved,
             samples=self._samples,
             device=self._device,
