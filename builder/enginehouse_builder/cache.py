@@ -15,10 +15,10 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from filelock import FileLock, Timeout
 
@@ -59,12 +59,22 @@ class Cached(NamedTuple):
 
 
 class Cache:
-    """A folder of stage results that any number of builds share at once."""
+    """A folder of stage results that any number of builds share at once.
+
+    What it gave out is there until its context ends; then the folder is pruned.
+    """
 
     def __init__(self, folder: Path, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
         """Takes the folder, made when first needed, and the size that it is pruned to."""
         self._folder = folder
         self._max_bytes = max_bytes
+        self._given: set[Path] = set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.prune()
 
     def stage(self, name: str, key: str, make: Callable[[Path], None]) -> Cached:
         """The result of a stage: the one that is there, or else what `make` writes.
@@ -81,16 +91,22 @@ class Cache:
             BuildError: The cache's folder cannot be written.
         """
         target = self._folder / name / key
+        self._given.add(target)
+        self._keep_given()
         with self._locked(name, key):
             if _is_whole(target):
-                os.utime(target)
                 return Cached(target, 0.0)
             _remove(target)
             started = time.perf_counter()
             self._make(target, make)
             seconds = time.perf_counter() - started
-        self._prune()
         return Cached(target, seconds)
+
+    def _keep_given(self) -> None:
+        """Shows other processes that what was given out is in use still."""
+        for target in self._given:
+            with suppress(OSError):  # it is not made yet, or another user's
+                os.utime(target)
 
     def _make(self, target: Path, make: Callable[[Path], None]) -> None:
         folder = target.with_name(f".tmp-{target.name}")
@@ -121,15 +137,18 @@ class Cache:
             lock.release()  # `with` acquired it once more
             yield
 
-    def _prune(self) -> None:
+    def prune(self) -> None:
         """Removes what dead builds left, then the results that were not used for longest."""
+        self._keep_given()
         entries = sorted((e for e in self._folder.glob("*/*") if e.is_dir()), key=_last_used)
         total = 0
         for entry in reversed(entries):
-            total += sum(f.stat().st_size for f in entry.rglob("*") if f.is_file())
-            is_stale = entry.name.startswith(".tmp-")
-            is_idle = time.time() - _last_used(entry) > _IN_USE_S
-            if is_stale or (total > self._max_bytes and is_idle):
+            if entry.name.startswith(".tmp-"):
+                self._remove_unless_locked(entry)
+                continue
+            total += _size(entry)
+            is_idle = entry not in self._given and time.time() - _last_used(entry) > _IN_USE_S
+            if total > self._max_bytes and is_idle:
                 self._remove_unless_locked(entry)
 
     def _remove_unless_locked(self, entry: Path) -> None:
@@ -203,6 +222,16 @@ def _last_used(entry: Path) -> float:
         return entry.stat().st_mtime
     except FileNotFoundError:
         return 0.0
+
+
+def _size(entry: Path) -> int:
+    """Bytes of a result's files; another build may be removing it."""
+    total = 0
+    for folder, _, names in os.walk(entry):
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += (Path(folder) / name).stat().st_size
+    return total
 
 
 def _remove(folder: Path) -> None:

@@ -19,7 +19,7 @@ from .errors import SpecError
 from .manifest import File, Manifest, StageTime
 from .publish import Published, check_repository, publish
 from .resolve import Resolved, resolve
-from .samples import Samples, read_samples
+from .samples import read_samples
 from .spec import BuildSpec, Task
 from .stages import Context, run_merge
 from .tasks import Building, build_classifier, build_decoder
@@ -45,10 +45,19 @@ def build(spec: BuildSpec, display: Display) -> Published:
     check_repository(spec.repository)
     times: list[StageTime] = []
     resolved = _resolve(spec, display, times)
-    building = Building(_context(spec, resolved, samples, device), display, times)
-    if resolved.adapter is not None:
-        building.context = _merged(building)
-    return _publish(building, _BUILD[resolved.task](building))
+    with Cache(spec.cache) as cache:
+        context = Context(
+            spec=spec,
+            cache=cache,
+            resolved=resolved,
+            samples=samples,
+            device=device,
+            num_threads=spec.num_threads or available_threads(),
+        )
+        building = Building(context, display, times)
+        if resolved.adapter is not None:
+            building.context = _merged(building)
+        return _publish(building, _BUILD[resolved.task](building))
 
 
 def check(spec: BuildSpec, device: OpenVinoDevice) -> None:
@@ -95,19 +104,6 @@ def _resolve(spec: BuildSpec, display: Display, times: list[StageTime]) -> Resol
         )
     times.append(StageTime("resolve", time.perf_counter() - started))
     return resolved
-
-
-def _context(
-    spec: BuildSpec, resolved: Resolved, samples: Samples, device: OpenVinoDevice
-) -> Context:
-    return Context(
-        spec=spec,
-        cache=Cache(spec.cache),
-        resolved=resolved,
-        samples=samples,
-        device=device,
-        num_threads=spec.num_threads or available_threads(),
-    )
 
 
 def _merged(building: Building) -> Context:

@@ -96,14 +96,16 @@ def test_what_a_killed_build_left_is_removed_by_the_next(tmp_path: Path) -> None
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     assert _debris(tmp_path)
-    Cache(tmp_path).stage("certify", "other key", Writer())
+    with Cache(tmp_path) as cache:
+        cache.stage("certify", "other key", Writer())
     assert not _debris(tmp_path)
     assert Cache(tmp_path).stage("export", "key", Writer()).was_made
 
 
 def test_a_folder_being_made_is_not_removed_by_another_build(tmp_path: Path) -> None:
     def make(folder: Path) -> None:
-        Cache(tmp_path).stage("certify", "key", Writer())
+        with Cache(tmp_path) as other:
+            other.stage("certify", "key", Writer())
         (folder / "file").write_text("still here")
 
     assert (Cache(tmp_path).stage("export", "key", make).folder / "file").exists()
@@ -117,20 +119,56 @@ def test_a_result_that_lost_a_file_is_made_again(tmp_path: Path) -> None:
 
 
 def test_results_unused_for_longest_are_pruned_first(tmp_path: Path) -> None:
-    cache = Cache(tmp_path, max_bytes=2800)
-    yesterday = time.time() - 86400
     for age, key in enumerate(["newer", "older", "oldest"]):
-        folder = cache.stage("export", key, Writer("x" * 1000)).folder
-        os.utime(folder, (yesterday - age, yesterday - age))
-    cache.stage("export", "now", Writer("x" * 1000))
+        folder = Cache(tmp_path).stage("export", key, Writer("x" * 1000)).folder
+        _age(folder, age)
+    with Cache(tmp_path, max_bytes=2800) as cache:
+        cache.stage("export", "now", Writer("x" * 1000))
+        assert len(list((tmp_path / "export").iterdir())) == 4
     left = {path.name for path in (tmp_path / "export").iterdir()}
     assert left == {"now", "newer"}
 
 
+def _age(folder: Path, days: int) -> None:
+    yesterday = time.time() - 86400
+    os.utime(folder, (yesterday - 86400 * days,) * 2)
+
+
+def test_what_a_build_was_given_stays_however_long_it_takes(tmp_path: Path) -> None:
+    with Cache(tmp_path, max_bytes=10) as cache:
+        folder = cache.stage("export", "key", Writer()).folder
+        _age(folder, 1)
+        cache.prune()
+        assert folder.exists()
+        _age(folder, 1)
+        cache.stage("certify", "key", Writer())  # says to other processes too that it is in use
+        Cache(tmp_path, max_bytes=10).prune()
+        assert folder.exists()
+
+
+def test_results_that_other_builds_remove_do_not_disturb_pruning(tmp_path: Path) -> None:
+    folder = Cache(tmp_path).stage("export", "key", Writer()).folder
+    stop = threading.Event()
+
+    def come_and_go() -> None:
+        while not stop.is_set():
+            (folder / "more").write_text("x")
+            (folder / "more").unlink()
+
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    try:
+        for _ in range(300):
+            Cache(tmp_path).prune()
+    finally:
+        stop.set()
+        thread.join()
+
+
 def test_results_in_use_are_not_pruned(tmp_path: Path) -> None:
-    cache = Cache(tmp_path, max_bytes=10)
-    cache.stage("export", "one", Writer())
-    cache.stage("export", "two", Writer())
+    Cache(tmp_path).stage("export", "one", Writer())
+    Cache(tmp_path).stage("export", "two", Writer())
+    Cache(tmp_path, max_bytes=10).prune()
     assert len(list((tmp_path / "export").iterdir())) == 2
 
 

@@ -116,16 +116,22 @@ def _task(
 ) -> ClassifyTask:
     config = model.config
     labels = cast(dict[int, str], config.id2label)
-    problem = config.problem_type
-    if problem is None:  # transformers' own rule
-        problem = "regression" if len(labels) == 1 else "single_label_classification"
     return ClassifyTask(
         labels=tuple(str(labels[i]) for i in range(len(labels))),
-        problem=_PROBLEMS[problem],
+        problem=_problem(config.problem_type, len(labels)),
         accepts_pairs=accepts_pairs(tokenizer, config, takes_types="token_type_ids" in names),
         padding="invariant",
         pad_id=pad_id(model, tokenizer),
     )
+
+
+def _problem(
+    stated: str | None, num_labels: int
+) -> Literal["single_label", "multi_label", "regression"]:
+    """As transformers' pipeline decides: softmax over one label would say nothing."""
+    if num_labels == 1 and stated != "regression":
+        return "multi_label"
+    return _PROBLEMS[stated or "single_label_classification"]
 
 
 def _write(

@@ -70,7 +70,8 @@ class ClassifyTask:
 
     Attributes:
         labels: Names by index.
-        problem: Decides how logits become scores: softmax, sigmoid, or as they are.
+        problem: Decides how logits become scores: softmax, sigmoid, or as they are. One label is
+            "multi_label", or "regression" if the model says so.
         accepts_pairs: Whether two texts can be judged together.
         padding: "invariant" if a text gets the same logits alone and padded in a batch;
             "equal_length" if only texts of one length may share a batch.

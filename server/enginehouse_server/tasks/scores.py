@@ -20,7 +20,10 @@ class Scored(NamedTuple):
 
 
 def default_activation(problem: str) -> Activation:
-    """What transformers' pipelines apply to a model of this problem type."""
+    """What transformers' pipelines apply to a model of this problem type.
+
+    The manifest says "multi_label" of a model with one label too, unless it states regression.
+    """
     by_problem: dict[str, Activation] = {"single_label": "softmax", "multi_label": "sigmoid"}
     return by_problem.get(problem, "none")
 

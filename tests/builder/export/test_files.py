@@ -15,6 +15,7 @@ from enginehouse_builder.export.loading import load_tokenizer
 from enginehouse_builder.export.tokens import check_tokenizer
 from enginehouse_builder.reference import Reference
 from enginehouse_builder.resolve import resolve
+from enginehouse_server.tasks.scores import Activation, default_activation, scores
 from enginehouse_server.text import TextInput, Tokenizer
 from tests.builder.export.conftest import Exporting, export_of
 from tests.fixtures.checkpoints import make_checkpoint
@@ -78,9 +79,17 @@ def test_labels_and_problem_come_from_the_configuration(bert: Path, folder: Path
     assert task.accepts_pairs
 
 
-def test_one_label_without_a_stated_problem_is_regression(folder: Path, tmp_path: Path) -> None:
-    model = make_checkpoint("distilbert", tmp_path / "score", num_labels=1)
-    assert export_of(model, folder).exported.classify.problem == "regression"
+@pytest.mark.parametrize(("stated", "activation"), [(None, "sigmoid"), ("regression", "none")])
+def test_one_label_scores_as_the_pipeline_of_transformers_does(
+    stated: str | None, activation: Activation, folder: Path, tmp_path: Path
+) -> None:
+    model = make_checkpoint("distilbert", tmp_path / "one", num_labels=1, problem_type=stated)
+    made = export_of(model, folder)
+    assert default_activation(made.exported.classify.problem) == activation
+    pipeline = transformers.pipeline("text-classification", model=str(model))
+    logits = Reference(resolve(made.spec, lambda _: None), made.spec).logits([("word", None)], 96)
+    expected = pipeline("word")[0]["score"]
+    assert scores(logits, activation)[0, 0] == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize(("family", "limit"), [("bert", 96), ("xlm-roberta", 102), ("gpt2", 96)])
