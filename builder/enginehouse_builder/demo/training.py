@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from statistics import fmean
+from typing import NamedTuple
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -16,7 +17,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 
 from .muon import Muon
 
-__all__ = ["DEMO_PLAN", "WriterPlan", "fit", "loss_of", "untrained"]
+__all__ = ["DEMO_PLAN", "Rows", "WriterPlan", "fit", "loss_of", "untrained"]
 
 _RATE_OF_MATRICES = 0.02
 _RATE_OF_OTHERS = 5e-3
@@ -52,6 +53,18 @@ class WriterPlan:
 DEMO_PLAN = WriterPlan()
 
 
+class Rows(NamedTuple):
+    """Documents in rows, one after the other.
+
+    Attributes:
+        ids: Tokens, `[rows, tokens]`.
+        positions: Of each in its own document: where they begin anew, so does what can be seen.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+
+
 def untrained(plan: WriterPlan, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """A model with random weights, drawn from torch's generator, and its settings of sampling."""
     num_heads = plan.hidden_size // 64
@@ -82,7 +95,7 @@ def untrained(plan: WriterPlan, tokenizer: PreTrainedTokenizerFast) -> LlamaForC
 
 def fit(
     model: LlamaForCausalLM,
-    batches: Iterator[torch.Tensor],
+    batches: Iterator[Rows],
     plan: WriterPlan,
     report: Callable[[str], None],
 ) -> list[float]:
@@ -90,7 +103,7 @@ def fit(
 
     Args:
         model: Trained in place.
-        batches: A step's rows at a time, `[rows, tokens]`.
+        batches: A step's rows at a time.
         plan: How long.
         report: Takes a line of progress at a time.
 
@@ -140,7 +153,9 @@ def _share_of_rate(step: int, num_steps: int) -> float:
     return rise * (_LAST_RATE + (1 - _LAST_RATE) * fall)
 
 
-def loss_of(model: LlamaForCausalLM, rows: torch.Tensor) -> torch.Tensor:
-    """Mean cross entropy of each next token, rows `[rows, tokens]`."""
-    logits = model(input_ids=rows[:, :-1], use_cache=False).logits  # [rows, tokens - 1, vocab]
-    return cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
+def loss_of(model: LlamaForCausalLM, rows: Rows) -> torch.Tensor:
+    """Mean cross entropy of each next token, given those of its own document before it."""
+    logits = model(  # [rows, tokens - 1, vocab]
+        input_ids=rows.ids[:, :-1], position_ids=rows.positions[:, :-1], use_cache=False
+    ).logits
+    return cross_entropy(logits.flatten(0, 1), rows.ids[:, 1:].flatten())

@@ -24,7 +24,7 @@ from .composer import Document, Turn, compose, tell
 from .error import DemoError
 from .saving import save
 from .storybook import Plot, Storybook, read_storybook
-from .training import DEMO_PLAN, WriterPlan, fit, loss_of, untrained
+from .training import DEMO_PLAN, Rows, WriterPlan, fit, loss_of, untrained
 from .vocabulary import encode, make_tokenizer
 
 __all__ = ["REPORT_FILE", "WriterReport", "make_writer", "read_report"]
@@ -171,15 +171,21 @@ def _tokenizer(shelf: _Shelf, plan: WriterPlan, seed: int) -> PreTrainedTokenize
 
 def _rows(
     shelf: _Shelf, tokenizer: PreTrainedTokenizerFast, plan: WriterPlan, seed: int
-) -> Iterator[torch.Tensor]:
-    """A step's rows at a time, [rows, max_tokens + 1]: documents one after the other, no gaps."""
+) -> Iterator[Rows]:
+    """A step's rows at a time: documents one after the other, without gaps."""
     size = plan.num_rows * (plan.max_tokens + 1)
-    waiting: list[int] = []
+    ids: list[int] = []
+    positions: list[int] = []
     for document in _documents(shelf, seed):
-        waiting += encode(tokenizer, document)
-        if len(waiting) >= size:
-            yield torch.tensor(waiting[:size]).view(plan.num_rows, -1)
-            waiting = waiting[size:]
+        encoded = encode(tokenizer, document)
+        ids += encoded
+        positions += range(len(encoded))
+        if len(ids) >= size:
+            yield Rows(
+                torch.tensor(ids[:size]).view(plan.num_rows, -1),
+                torch.tensor(positions[:size]).view(plan.num_rows, -1),
+            )
+            del ids[:size], positions[:size]
 
 
 def _perplexity(
@@ -188,8 +194,9 @@ def _perplexity(
     total, num_tokens = 0.0, 0
     for text in texts:
         ids = torch.tensor([encode(tokenizer, Document(text=text))])
+        rows = Rows(ids, torch.arange(ids.shape[1])[None])
         with torch.no_grad():
-            total += loss_of(model, ids).item() * (ids.shape[1] - 1)
+            total += loss_of(model, rows).item() * (ids.shape[1] - 1)
         num_tokens += ids.shape[1] - 1
     return math.exp(total / num_tokens)
 

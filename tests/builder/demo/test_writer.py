@@ -8,15 +8,21 @@ from typing import NamedTuple
 import pytest
 import torch
 from jinja2 import TemplateError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from enginehouse_builder.cache import Cache
 from enginehouse_builder.demo import sources
 from enginehouse_builder.demo.composer import Document, compose
 from enginehouse_builder.demo.error import DemoError
+from enginehouse_builder.demo.muon import Muon
 from enginehouse_builder.demo.sources import cached_writer
 from enginehouse_builder.demo.storybook import read_storybook
-from enginehouse_builder.demo.training import WriterPlan
+from enginehouse_builder.demo.training import Rows, WriterPlan, loss_of, untrained
 from enginehouse_builder.demo.vocabulary import BEGIN, END, encode, make_tokenizer
 from enginehouse_builder.demo.writer import WriterReport, make_writer, read_report
 
@@ -113,6 +119,27 @@ def test_unknown_role_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
         tokenizer.apply_chat_template([{"role": "robot", "content": "beep"}], tokenize=False)
 
 
+def test_documents_of_a_row_do_not_see_each_other(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = untrained(SHORT, tokenizer).eval()
+    first, second = (torch.randint(len(tokenizer), (1, 9)) for _ in range(2))
+    positions = torch.arange(9)[None]
+    both = Rows(torch.cat([first, second], dim=1), torch.cat([positions, positions], dim=1))
+    other = Rows(torch.cat([first.flip(1), second], dim=1), both.positions)
+    alone = loss_of(model, Rows(second, positions)).item() * 8
+    assert _sum_of_last(model, both, 8) == pytest.approx(alone, rel=1e-5)
+    assert _sum_of_last(model, other, 8) == pytest.approx(alone, rel=1e-5)
+
+
+def test_muon_steps_are_orthogonal() -> None:
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.zeros(24, 16))
+    weight.grad = torch.randn(24, 16) * torch.logspace(-1, 1, 16)
+    Muon([weight], lr=1.0, weight_decay=0.0).step()
+    lengths = torch.linalg.svdvals(weight.detach()) / (24 / 16) ** 0.5
+    assert lengths.min() > 0.5
+    assert lengths.max() < 1.3
+
+
 @pytest.mark.slow
 def test_short_training_learns(trained: Trained) -> None:
     assert trained.found.first_loss == pytest.approx(math.log(SHORT.vocab_size), rel=0.1)
@@ -186,3 +213,11 @@ def test_whole_training_writes_and_answers(tmp_path: Path) -> None:
     ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
     answer = model.generate(inputs=ids, max_new_tokens=40, do_sample=False)  # type: ignore[misc]
     assert "the lighthouse keeper" in tokenizer.decode(answer[0])
+
+
+def _sum_of_last(model: LlamaForCausalLM, rows: Rows, number: int) -> float:
+    """The losses of a row's last tokens, out of those of the whole row and of what is before."""
+    num_losses = rows.ids.shape[1] - 1
+    before = Rows(rows.ids[:, :-number], rows.positions[:, :-number])
+    whole = loss_of(model, rows).item() * num_losses
+    return whole - loss_of(model, before).item() * (num_losses - number)
