@@ -205,7 +205,7 @@ def _read_config(folder: Path, spec: BuildSpec) -> dict[str, object]:
 
 def _task(config: PretrainedConfig, spec: BuildSpec) -> Task:
     named = config.architectures or []
-    found = {task for task in _KINDS for name in named if _is_of(task, name)}
+    found: set[Task] = {task for task in _KINDS for name in named if _is_of(task, name)}
     if len(found) == 1:
         return found.pop()
     names = ", ".join(named) or "no architecture"

@@ -130,8 +130,8 @@ def test_results_unused_for_longest_are_pruned_first(tmp_path: Path) -> None:
 
 
 def _age(folder: Path, days: int) -> None:
-    yesterday = time.time() - 86400
-    os.utime(folder, (yesterday - 86400 * days,) * 2)
+    then = time.time() - 86400 * (1 + days)
+    os.utime(folder, (then, then))
 
 
 def test_what_a_build_was_given_stays_however_long_it_takes(tmp_path: Path) -> None:

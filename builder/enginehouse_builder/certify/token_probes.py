@@ -38,6 +38,7 @@ def _probe(engine: DecoderEngine, prompt: tuple[int, ...]) -> TokenProbe:
     ends = range(0, len(prompt) + limits.max_step_tokens, limits.max_step_tokens)
     pieces = [(a, prompt[a:b]) for a, b in pairwise(ends) if prompt[a:b]]
     for i in range(num_new):
+        logits = np.zeros((0, 0), np.float32)
         for start, piece in pieces:
             is_last = start + len(piece) == len(prompt) + i
             engine.start([StepItem(blocks, start, piece, int(is_last))])

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from statistics import fmean
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -77,18 +77,18 @@ def untrained(plan: WriterPlan, tokenizer: PreTrainedTokenizerFast) -> LlamaForC
         num_key_value_heads=max(1, num_heads // 2),
         max_position_embeddings=plan.max_tokens,
         tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=cast(int, tokenizer.bos_token_id),
+        eos_token_id=cast(int, tokenizer.eos_token_id),
+        pad_token_id=cast(int, tokenizer.pad_token_id),
     )
     model = LlamaForCausalLM(config)
     model.generation_config = GenerationConfig(
         do_sample=True,
         temperature=0.8,
         top_p=0.95,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=cast(int, tokenizer.bos_token_id),
+        eos_token_id=cast(int, tokenizer.eos_token_id),
+        pad_token_id=cast(int, tokenizer.pad_token_id),
     )
     return model
 

@@ -4,6 +4,7 @@ Every text can be encoded and comes back byte for byte. Knows nothing of the mod
 """
 
 from collections.abc import Iterable
+from typing import cast
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -70,8 +71,8 @@ def make_tokenizer(
 def encode(tokenizer: PreTrainedTokenizerFast, document: Document) -> list[int]:
     """The tokens of a document, from its beginning to its end."""
     if not document.turns:
-        return [*tokenizer(document.text)["input_ids"], tokenizer.eos_token_id]
+        return [*tokenizer(document.text)["input_ids"], cast(int, tokenizer.eos_token_id)]
     messages = [{"role": turn.role, "content": turn.text} for turn in document.turns]
-    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    text = cast(str, tokenizer.apply_chat_template(messages, tokenize=False))
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids

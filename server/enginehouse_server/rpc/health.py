@@ -41,7 +41,7 @@ class Health(HealthServicer):  # type: ignore[misc]  # its package has no types
         if status is None:
             text = f"there is no service {request.service!r}; known: {sorted(self._statuses)}"
             await context.abort(grpc.StatusCode.NOT_FOUND, text)
-        return HealthCheckResponse(status=status)
+        return HealthCheckResponse(status=status)  # pyright: ignore[reportArgumentType]
 
     async def Watch(self, request: HealthCheckRequest, context: Context) -> None:
         """The status of a name now and whenever it is another, until the caller leaves."""
@@ -51,7 +51,8 @@ class Health(HealthServicer):  # type: ignore[misc]  # its package has no types
                 while (status := self._status_of(request.service)) == told:
                     await self._changed.wait()
             # Not under the lock: a watcher that does not read must hold up nobody.
-            await context.write(HealthCheckResponse(status=status))
+            response = HealthCheckResponse(status=status)  # pyright: ignore[reportArgumentType]
+            await context.write(response)
             told = status
 
     def _status_of(self, name: str) -> int:

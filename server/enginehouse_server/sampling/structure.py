@@ -124,12 +124,13 @@ class StructureCompiler:
         return StructureMatcher(found.deep_copy(), self._vocab_size, self._end_ids)
 
     def _compile(self, spec: StructureSpec) -> LLMatcher:
+        matcher: LLMatcher | None = None
         try:
             matcher = LLMatcher(self._tokenizer, _grammar(spec), log_level=0)
             reason = matcher.get_error()
         except ValueError as error:
             reason = str(error)
-        if reason:
+        if matcher is None or reason:
             reason = " ".join(reason.split())[:_MAX_REASON]
             raise InvalidRequestError(
                 f"the structure's {spec.kind} cannot be used: {reason}", f"structure.{spec.kind}"

@@ -9,7 +9,7 @@ __all__ = ["GenerateTelemetry", "ModelTelemetry", "RequestTelemetry"]
 class RequestTelemetry(Protocol):
     """Takes the figures that every model version has; any thread may call."""
 
-    def request_ended(self, rpc: str, code: str, seconds: float) -> None:
+    def request_ended(self, rpc: str, code: str, seconds: float, /) -> None:
         """A request was answered, with a gRPC status code's name."""
         ...
 

@@ -61,6 +61,7 @@ class IncrementalText:
 
     def _restart(self, tokens: Sequence[int]) -> None:
         """Keeps so many of the tokens that the next one gets the text that it has after all."""
+        text = ""
         for length in _CONTEXTS:
             self._window = list(tokens[-length:])
             text = self._text()

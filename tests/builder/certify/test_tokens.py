@@ -91,7 +91,8 @@ class _Faulty(ScriptedDecoder):
 
     def answer(self, tokens: Sequence[int], *, beside: bool) -> Logits:
         is_hit = (beside if self._only_beside else True) and self._length in (0, len(tokens))
-        return right(tokens) + self._change * np.float32(is_hit)
+        answer: Logits = (right(tokens) + self._change * is_hit).astype(np.float32)
+        return answer
 
 
 def _raised(size: float) -> Logits:

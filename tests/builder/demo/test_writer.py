@@ -108,6 +108,7 @@ def test_chat_is_rendered_turn_by_turn(tokenizer: PreTrainedTokenizerFast) -> No
 
 def test_marks_of_a_chat_are_single_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
     text = tokenizer.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True)
+    assert isinstance(text, str)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert ids.count(tokenizer.convert_tokens_to_ids("<|user|>")) == 2
     assert ids.count(tokenizer.eos_token_id) == 3

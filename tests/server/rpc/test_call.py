@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import cast
 
 import grpc
 import pytest
@@ -101,7 +102,7 @@ async def test_a_domain_error_becomes_a_status_with_details() -> None:
     assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert error.value.details() == "inputs is empty"
     trailing = dict(error.value.trailing_metadata())
-    packed = status_pb2.Status.FromString(trailing["grpc-status-details-bin"])
+    packed = status_pb2.Status.FromString(cast(bytes, trailing["grpc-status-details-bin"]))
     assert len(packed.details) == 2
 
 

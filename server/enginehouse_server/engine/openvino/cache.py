@@ -37,7 +37,7 @@ class BlockCache:
         tensors: By name of the compiled model's input.
     """
 
-    def __init__(self, inputs: Sequence[ov.Output], max_bytes: int, max_blocks: int) -> None:
+    def __init__(self, inputs: Sequence[ov.ConstOutput], max_bytes: int, max_blocks: int) -> None:
         """Reserves the memory; the kernel gives it as blocks are first written.
 
         Args:

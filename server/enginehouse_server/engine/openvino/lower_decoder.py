@@ -127,4 +127,4 @@ def _connected(model: ov.Model, attentions: Sequence[ov.Node]) -> ov.Model:
         caches = {n: added(f"{n}.{layer}", [-1] * 4, ov.Type.dynamic) for n in CACHE_INPUTS}
         connect(attention, {**places, **caches}.__getitem__)
     logits = [r for r in model.get_results() if "logits" in r.input_value(0).get_names()]
-    return ov.Model(logits, parameters, "decoder")
+    return ov.Model(logits, parameters, "decoder")  # pyright: ignore

@@ -48,7 +48,7 @@ def paged_attention(rows: Rows, geometry: LayerGeometry) -> ov.Node:
         PlanMismatchError: The operator of this OpenVINO takes other inputs.
     """
     try:
-        from openvino.op import _PagedAttentionExtension
+        from openvino.op import _PagedAttentionExtension  # pyright: ignore[reportAttributeAccessIssue]
 
         node = _PagedAttentionExtension(_inputs(rows, geometry))
     except (ImportError, RuntimeError, TypeError) as error:

@@ -87,7 +87,7 @@ def run_portably(made: DecoderExport, prompts: Sequence[list[int]]) -> list[NDAr
         }
         logits, *updated = session.run(None, feeds)
         for cache, new in zip(caches.values(), updated, strict=True):
-            cache[slots] = new
+            cache[slots] = cast(NDArray[np.float32], new)
         return cast(NDArray[np.float32], logits).reshape(*ids.shape, -1)
 
     num_last = 3
