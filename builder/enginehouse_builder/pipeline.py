@@ -55,7 +55,7 @@ def build(spec: BuildSpec, display: Display) -> Published:
     check(spec, device)
     samples = read_samples(spec.samples)
     check_repository(spec.repository)
-    with Cache(spec.cache) as cache:
+    with Cache(spec.cache, report=display.note) as cache:
         return _Build(spec, display, device, samples, cache).run()
 
 
