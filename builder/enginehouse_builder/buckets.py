@@ -6,7 +6,7 @@ __all__ = ["default_buckets", "lengths_up_to"]
 
 _FIRST = 8  # tokens; shorter rows are padded to it
 _STEP_UP_TO = ((40, 1), (64, 2), (128, 4), (256, 8), (512, 32), (2**30, 128))  # (length, step)
-_BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+_BATCHES = (1, *(size << n for n in range(30) for size in (2, 3)))  # 1, 2, 3, 4, 6, 8, 12, …
 _EQUAL_BATCHES = (1, 4)
 _EQUAL_BATCHES_UP_TO = 64
 

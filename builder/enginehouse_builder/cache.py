@@ -38,6 +38,7 @@ __all__ = [
 DEFAULT_MAX_BYTES = 20 * 2**30
 
 _FILE_LIST = ".files.json"
+_SILENT_S = 1.0  # waited for another build before that is said
 _IN_USE_S = 3600.0  # a build may still be reading what it asked for this long ago
 
 
@@ -64,10 +65,19 @@ class Cache:
     What it gave out is there until its context ends; then the folder is pruned.
     """
 
-    def __init__(self, folder: Path, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
-        """Takes the folder, made when first needed, and the size that it is pruned to."""
+    def __init__(
+        self,
+        folder: Path,
+        max_bytes: int = DEFAULT_MAX_BYTES,
+        report: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Takes the folder, made when first needed, and the size that it is pruned to.
+
+        `report` is told when another build is waited for.
+        """
         self._folder = folder
         self._max_bytes = max_bytes
+        self._report = report
         self._given: set[Path] = set()
 
     def __enter__(self) -> Self:
@@ -102,6 +112,13 @@ class Cache:
             seconds = time.perf_counter() - started
         return Cached(target, seconds)
 
+    def _acquire(self, lock: FileLock, name: str) -> None:
+        try:
+            lock.acquire(timeout=_SILENT_S)
+        except Timeout:
+            self._report(f"another build makes the same {name}: waiting for it")
+            lock.acquire()
+
     def _keep_given(self) -> None:
         """Shows other processes that what was given out is in use still."""
         for target in self._given:
@@ -127,7 +144,7 @@ class Cache:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock = FileLock(folder / f"{name}-{key}")
-            lock.acquire()
+            self._acquire(lock, name)
         except OSError as error:
             raise BuildError(
                 f"the cache folder {self._folder} cannot be written ({error}): choose another "

@@ -26,7 +26,8 @@ class EngineFile:
         inputs: Names of the graph's inputs.
         pad_id: Token that fills a row up.
         max_batch_tokens: Most rows * padded length of a batch.
-        num_threads: Processor threads.
+        num_threads: Processor threads of all lanes together.
+        num_lanes: Batches that can compute side by side; one has all threads to itself.
     """
 
     model: Path
@@ -35,6 +36,7 @@ class EngineFile:
     pad_id: int
     max_batch_tokens: int
     num_threads: int
+    num_lanes: int = 1
 
 
 @contextmanager
@@ -53,6 +55,7 @@ def opened(file: EngineFile) -> Iterator[EncoderEngine]:
         max_batch_tokens=file.max_batch_tokens,
         num_shapes=_NUM_SHAPES,
         num_threads=file.num_threads,
+        num_lanes=file.num_lanes,
     )
     try:
         engine = create_encoder("openvino", spec)

@@ -52,11 +52,11 @@ def measure(
 ) -> tuple[Latency, ...]:
     """Median latencies, ascending by length and batch.
 
-    A shape whose time would pass the budget, as the last ones let expect, is passed over.
+    A shape whose time would pass the budget, as the last one lets expect, is passed over.
     """
     began = clock()
     found: dict[Shape, float] = {}
-    per_token = 0.0  # seconds, of the dearest shape so far
+    per_token = 0.0  # seconds, of the last shape
     for shape in _spread([Shape(b, bucket.length) for bucket in buckets for b in bucket.batches]):
         limit = budget.seconds if len(found) >= budget.num_shapes else budget.most_seconds
         expected = per_token * shape.num_tokens * (_RUNS + 1)

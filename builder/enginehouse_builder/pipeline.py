@@ -45,7 +45,7 @@ def build(spec: BuildSpec, display: Display) -> Published:
     check_repository(spec.repository)
     times: list[StageTime] = []
     resolved = _resolve(spec, display, times)
-    with Cache(spec.cache) as cache:
+    with Cache(spec.cache, report=display.note) as cache:
         context = Context(
             spec=spec,
             cache=cache,

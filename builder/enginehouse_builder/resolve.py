@@ -171,6 +171,8 @@ def _config(folder: Path, spec: BuildSpec) -> PretrainedConfig:
             f"{spec.model} is of type {kind!r}, which transformers "
             f"{transformers.__version__} does not know"
         )
+    if spec.trust_remote_code:
+        _check_code(document, spec)
     quantized = document.get("quantization_config")
     if quantized is not None:
         method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
@@ -185,6 +187,20 @@ def _config(folder: Path, spec: BuildSpec) -> PretrainedConfig:
     except Exception as error:  # configurations validate themselves in many ways
         raise ResolveError(f"{spec.model}: config.json is refused: {error}") from error
     return cast(PretrainedConfig, config)
+
+
+def _check_code(document: dict[str, object], spec: BuildSpec) -> None:
+    """Refuses code that is not the model's own: it was not fetched, and has no fixed revision."""
+    named = document.get("auto_map")
+    places = [str(place) for place in named.values()] if isinstance(named, dict) else []
+    elsewhere = next((place for place in places if "--" in place), None)
+    if elsewhere is not None:
+        repository, _, name = elsewhere.partition("--")
+        raise UnsupportedModelError(
+            f"{spec.model} keeps its Python code in another repository, {repository}, which "
+            f"--trust-remote-code does not reach. Put that code ({name}) beside the model in a "
+            f"folder, take '{repository}--' out of auto_map in config.json, and build the folder"
+        )
 
 
 def _read_config(folder: Path, spec: BuildSpec) -> dict[str, object]:

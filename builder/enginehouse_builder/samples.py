@@ -35,7 +35,7 @@ def read_samples(file: Path | None) -> Samples:
         file: A user's own; None is the shipped file.
 
     Raises:
-        SpecError: The file cannot be read, is not UTF-8, or holds no text.
+        SpecError: The file cannot be read, is not UTF-8, holds no text, or half a pair.
     """
     path = file or _SHIPPED
     try:
@@ -49,7 +49,8 @@ def read_samples(file: Path | None) -> Samples:
             f"the samples file {path} is not UTF-8 (byte {error.start} is "
             f"0x{error.object[error.start]:02x}): save it as UTF-8, one text a line"
         ) from error
-    inputs = tuple(_input_of(line) for line in lines if line.strip())
+    numbered = enumerate(lines, start=1)
+    inputs = tuple(_input_of(line, f"line {i} of {path}") for i, line in numbered if line.strip())
     if not inputs:
         raise SpecError(
             f"the samples file {path} holds no text: give one text a line, "
@@ -84,6 +85,11 @@ def _with_pairs(inputs: Sequence[TextInput]) -> tuple[TextInput, ...]:
     )
 
 
-def _input_of(line: str) -> TextInput:
+def _input_of(line: str, place: str) -> TextInput:
     text, tab, pair = line.partition("\t")
+    if tab and not (text.strip() and pair.strip()):
+        raise SpecError(
+            f"{place} has a tab, but no text {'after' if text.strip() else 'before'} it: a tab "
+            "stands between the two texts of a pair, and a single text has none"
+        )
     return TextInput(text, pair if tab else None)

@@ -12,7 +12,7 @@ EQUAL = replace(TASK, padding="equal_length")
 LIMITS = st.builds(
     lambda tokens, batch, more: Limits(tokens, batch, tokens + more),
     st.integers(1, 2048),
-    st.integers(1, 64),
+    st.integers(1, 512),
     st.integers(0, 4096),
 )
 
@@ -31,6 +31,12 @@ def test_every_length_has_a_bucket_and_no_shape_exceeds_a_limit(
         assert list(bucket.batches) == sorted(set(bucket.batches))
         assert bucket.batches[-1] <= limits.max_batch
         assert bucket.batches[-1] * bucket.length <= limits.max_batch_tokens
+
+
+@pytest.mark.parametrize("max_batch", [48, 64, 65, 128, 1000])
+def test_as_many_rows_as_the_limits_allow_share_a_batch(max_batch: int) -> None:
+    [*_, longest] = default_buckets(Limits(16, max_batch, 1 << 20), TASK)
+    assert longest.batches[-1] == max_batch
 
 
 def test_a_model_that_padding_changes_has_a_bucket_for_each_length() -> None:

@@ -10,11 +10,17 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from safetensors.numpy import load_file, save_file
 
 from enginehouse_builder.certify import read_reference
 from enginehouse_builder.display import Display
 from enginehouse_builder.engine_file import EngineFile, opened
-from enginehouse_builder.errors import CertificateError, PublishError, SpecError
+from enginehouse_builder.errors import (
+    CertificateError,
+    PublishError,
+    SpecError,
+    UnsupportedModelError,
+)
 from enginehouse_builder.inspect.verify import faults_of
 from enginehouse_builder.manifest import Manifest, read_manifest
 from enginehouse_builder.pipeline import build
@@ -158,6 +164,23 @@ def test_a_broken_engine_fails_with_figures_and_publishes_nothing(own_cache: Bui
     assert not list((own_cache.cache / "certify").glob("*"))
 
 
+def test_an_original_that_gives_no_numbers_is_refused(spec: BuildSpec, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(spec.model, tmp_path / "model"))
+    weights = load_file(model / "model.safetensors")
+    weights["classifier.bias"][1] = math.nan
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UnsupportedModelError, match="gives no number for 133 of 133 samples"):
+        _build(replace(spec, model=str(model)))
+
+
+def test_an_engine_opens_with_the_lanes_it_is_measured_with(built: Built) -> None:
+    manifest = read_manifest(built("fp32"))
+    names = tuple(tensor.name for tensor in manifest.inputs)
+    file = EngineFile(built("fp32") / "model.onnx", "fp32", names, 0, 64, 2, num_lanes=2)
+    with opened(file) as engine:
+        assert len(engine.lanes) == 2
+
+
 def test_what_was_certified_is_what_is_published(own_cache: BuildSpec) -> None:
     _damage(own_cache.cache)
     with pytest.raises(PublishError, match="was changed since it was made"):
@@ -192,6 +215,8 @@ def test_own_samples_are_what_is_asked(built: Built, spec: BuildSpec, tmp_path: 
     samples.write_text("one text\nanother\tand its pair\n")
     published = _build(replace(spec, samples=samples))
     assert published.manifest.engines[0].certificate.num_samples == 2
+    assert published.manifest.classify
+    assert published.manifest.classify.padding == "invariant"
     assert {probe.text_pair for probe in published.manifest.engines[0].probes} == {
         *(None, "and its pair")
     }

@@ -66,9 +66,12 @@ def test_an_interrupted_stage_leaves_nothing(tmp_path: Path, error: BaseExceptio
 
 
 def test_callers_with_one_key_wait_for_the_first(tmp_path: Path) -> None:
-    make = Writer(seconds=0.2)
+    make = Writer(seconds=1.2)
+    said: list[str] = []
     threads = [
-        threading.Thread(target=lambda: Cache(tmp_path).stage("export", "key", make))
+        threading.Thread(
+            target=lambda: Cache(tmp_path, report=said.append).stage("export", "key", make)
+        )
         for _ in range(4)
     ]
     for thread in threads:
@@ -76,6 +79,7 @@ def test_callers_with_one_key_wait_for_the_first(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert make.calls == 1
+    assert said == ["another build makes the same export: waiting for it"] * 3
 
 
 def _stage_and_hang(cache: Path) -> None:

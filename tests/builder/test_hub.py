@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import subprocess
@@ -7,7 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
+import transformers
 
+from enginehouse_builder.manifest import Manifest, read_manifest
+from tests.conftest import Checkpoint
 from tests.fixtures.hub import Hub, HubModel, running_hub
 
 
@@ -79,6 +84,92 @@ def test_hub_model_is_fetched_at_a_revision_and_kept(hub: Hub, tmp_path: Path) -
     again = _fetch(hub, tmp_path, "tests/topics", "v1")
     assert again.folder == found.folder
     assert len(model.asked) == asked
+
+
+def _build(hub: Hub, folder: Path, *arguments: str) -> Manifest:
+    """What `enginehouse build` publishes of a model of the stand-in."""
+    environment = {
+        **{key: value for key, value in os.environ.items() if not key.startswith("HF_")},
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_HOME": str(folder / "home"),
+        "HF_HUB_DISABLE_XET": "1",
+        "ENGINEHOUSE_REPOSITORY": str(folder / "repository"),
+        "ENGINEHOUSE_CACHE": str(folder / "cache"),
+    }
+    program = "from enginehouse_client.cli import main; main()"
+    command = [sys.executable, "-c", program, "build", "--max-tokens", "16", *arguments]
+    ran = subprocess.run(
+        command, env=environment, check=False, timeout=240, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr
+    return read_manifest(Path(ran.stdout.strip()))
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.mark.slow
+def test_a_hub_model_is_built_at_a_revision(
+    hub: Hub, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    files = _files(checkpoint("bert"))
+    hub.models["tests/Tiny_Bert"] = HubModel(files, commit="2" * 40, refs=("v1",))
+    manifest = _build(hub, tmp_path, "--model", "tests/Tiny_Bert", "--revision", "v1")
+    assert manifest.model == "tiny_bert"
+    assert (manifest.source.id, manifest.source.revision) == ("tests/Tiny_Bert", "2" * 40)
+    weights = hashlib.sha256(files["model.safetensors"]).hexdigest()
+    listing = f"model.safetensors {weights}\n"
+    assert manifest.source.sha256 == hashlib.sha256(listing.encode()).hexdigest()
+
+
+_OWN_CODE = b"""
+from transformers import BertConfig, BertForSequenceClassification
+
+
+class OwnConfig(BertConfig):
+    model_type = "own"
+
+
+class OwnForSequenceClassification(BertForSequenceClassification):
+    config_class = OwnConfig
+
+    def forward(self, input_ids, attention_mask=None, token_type_ids=None):
+        found = super().forward(input_ids, attention_mask, token_type_ids)
+        found.logits = found.logits * 2 + 1
+        return found
+"""
+
+
+@pytest.mark.slow
+def test_a_models_own_code_runs_where_it_is_trusted(
+    hub: Hub, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    files = _files(checkpoint("bert"))
+    config = json.loads(files["config.json"]) | {
+        "model_type": "own",
+        "architectures": ["OwnForSequenceClassification"],
+        "auto_map": {
+            "AutoConfig": "modeling_own.OwnConfig",
+            "AutoModelForSequenceClassification": "modeling_own.OwnForSequenceClassification",
+        },
+    }
+    files |= {"config.json": json.dumps(config).encode(), "modeling_own.py": _OWN_CODE}
+    model = tmp_path / "own"
+    model.mkdir()
+    for name, content in files.items():
+        (model / name).write_bytes(content)
+    manifest = _build(hub, tmp_path, "--model", str(model), "--trust-remote-code")
+    assert manifest.source.architecture == "OwnForSequenceClassification"
+    probe = manifest.engines[0].probes[0]
+    plain = transformers.AutoModelForSequenceClassification.from_pretrained(checkpoint("bert"))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint("bert"))
+    inputs = tokenizer(
+        probe.text, probe.text_pair, truncation=True, max_length=16, return_tensors="pt"
+    )
+    with torch.no_grad():
+        expected = plain.eval()(**inputs).logits[0] * 2 + 1
+    assert probe.logits == pytest.approx(expected.tolist(), abs=1e-4)
 
 
 def test_unknown_hub_model_is_named(hub: Hub, tmp_path: Path) -> None:

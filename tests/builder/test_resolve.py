@@ -8,7 +8,6 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from enginehouse_builder.errors import ResolveError, SpecError, UnsupportedModelError
-from enginehouse_builder.hub import Snapshot
 from enginehouse_builder.manifest import sha256_of
 from enginehouse_builder.resolve import Resolved, resolve
 from enginehouse_builder.spec import BuildSpec
@@ -141,6 +140,14 @@ def test_model_with_its_own_code_needs_the_flag(folder: Path) -> None:
         _resolve(folder)
 
 
+def test_code_in_another_repository_is_refused_by_name(folder: Path) -> None:
+    _edit_config(folder, model_type="own", auto_map={"AutoConfig": "someone/code--own.Config"})
+    with pytest.raises(
+        UnsupportedModelError, match=r"another repository, someone/code, .*own\.Conf"
+    ):
+        _resolve(folder, trust_remote_code=True)
+
+
 def test_type_without_a_classifier_is_refused(folder: Path) -> None:
     _edit_config(folder, model_type="whisper", architectures=["WhisperForSequenceClassification"])
     with pytest.raises(UnsupportedModelError, match=r"no sequence classifier .* 'whisper'"):
@@ -166,24 +173,6 @@ def test_head_of_another_task_is_refused_whatever_is_asked_for(folder: Path, hea
     _edit_config(folder, architectures=[head])
     with pytest.raises(SpecError, match=f"--task classify: its config.json names {head}"):
         _resolve(folder, task="classify")
-
-
-def test_what_is_no_folder_is_asked_of_the_hub(
-    checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    commit = "2" * 40
-    asked: list[tuple[str, str | None]] = []
-
-    def fetch(model: str, revision: str | None, *, with_code: bool) -> Snapshot:
-        asked.append((model, revision))
-        assert not with_code
-        return Snapshot(checkpoint("bert"), commit)
-
-    monkeypatch.setattr("enginehouse_builder.resolve.fetch", fetch)
-    resolved = _resolve("owner/Some_Model", revision="v1")
-    assert asked == [("owner/Some_Model", "v1")]
-    assert resolved.name == "some_model"
-    assert (resolved.source.id, resolved.source.revision) == ("owner/Some_Model", commit)
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,12 @@ def test_a_file_without_texts_is_refused(tmp_path: Path, content: bytes) -> None
         read_samples(_file(tmp_path, content))
 
 
+@pytest.mark.parametrize(("line", "side"), [(b"text\t", "after"), (b" \ttext", "before")])
+def test_half_a_pair_is_refused_with_its_line(tmp_path: Path, line: bytes, side: str) -> None:
+    with pytest.raises(SpecError, match=f"line 3 of .* no text {side} it"):
+        read_samples(_file(tmp_path, b"one\n\n" + line + b"\nmore\n"))
+
+
 def test_a_file_that_is_not_utf8_is_refused_with_the_place(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="byte 3 is 0xfc"):
         read_samples(_file(tmp_path, "fr\u00fc\u00fch".encode("latin-1").replace(b"r", b"rr", 1)))

@@ -116,6 +116,11 @@ def _task(
 ) -> ClassifyTask:
     config = model.config
     labels = cast(dict[int, str], config.id2label)
+    if sorted(labels) != list(range(len(labels))):
+        raise UnsupportedModelError(
+            f"config.json numbers the labels {sorted(labels)[:8]} in id2label, not from 0 to "
+            f"{len(labels) - 1} as the logits are: number them so"
+        )
     return ClassifyTask(
         labels=tuple(str(labels[i]) for i in range(len(labels))),
         problem=_problem(config.problem_type, len(labels)),

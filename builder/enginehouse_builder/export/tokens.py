@@ -68,13 +68,18 @@ def check_tokenizer(
         texts: What is tokenized.
 
     Raises:
-        UnsupportedModelError: A text gets other tokens; it is named.
+        UnsupportedModelError: A text gets other tokens; it is named. Or texts are cut on the left.
     """
     inputs = [TextInput(text) for text in (*texts, _LONG)]
     if pairs:
         # transformers takes an empty second text for none, so there is nothing to compare with.
         inputs += [TextInput(a, b) for a, b in pairwise(texts) if b]
         inputs += [TextInput(_LONG, texts[0]), TextInput(texts[0], _LONG)]
+    if original.truncation_side != "right":
+        raise UnsupportedModelError(
+            f'{type(original).__name__} cuts long texts at truncation_side="left", and the server '
+            'cuts at the end: set it to "right" in tokenizer_config.json if the model allows that'
+        )
     found = Tokenizer(folder / "tokenizer.json", max_tokens).encode(inputs, truncate=True)
     takes_types = "token_type_ids" in original.model_input_names
     for source, encoding in zip(inputs, found, strict=True):

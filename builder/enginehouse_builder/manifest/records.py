@@ -135,7 +135,7 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Median time of one batch of that shape, where it was measured."""
+    """Median time of one batch of that shape on one lane, the others idle, where measured."""
 
     batch: int
     length: int

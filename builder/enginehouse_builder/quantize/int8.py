@@ -82,7 +82,7 @@ def quantize(
         raise QuantizeError(
             f"none of the graph's {sum(len(g.layers) for g in groups)} matrix products can be "
             f"int8 without changing its output by more than {_MAX_LAYER_ERROR:.2%}: "
-            "build with PRECISION=fp32 or bf16"
+            "build with --precision fp32 or bf16"
         )
     report(f"writing {num_int8} layers")
     target.parent.mkdir(parents=True, exist_ok=True)

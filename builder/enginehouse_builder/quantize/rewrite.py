@@ -115,10 +115,20 @@ def _rewired(
 
 def _keep_read(graph: onnx.GraphProto) -> None:
     """Drops the matrices that are int8 now, unless something else reads them."""
-    read = {name for node in graph.node for name in node.input}
+    read = set(_read(graph))
     kept = [i for i in graph.initializer if i.name in read]
     del graph.initializer[:]
     graph.initializer.extend(kept)
+
+
+def _read(graph: onnx.GraphProto) -> Iterator[str]:
+    """Names that nodes read, also those in the bodies of If, Loop and Scan."""
+    for node in graph.node:
+        yield from node.input
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                yield from _read(body)
+                yield from (output.name for output in body.output)
 
 
 def _write_data(graph: onnx.GraphProto, folder: Path, data: Path) -> None:

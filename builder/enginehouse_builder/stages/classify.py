@@ -1,8 +1,13 @@
 """The stages of a classifier, each cached by what it depends on."""
 
+import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from enginehouse_builder.cache import code_digest, key_of, versions_of
 from enginehouse_builder.certify import (
@@ -16,11 +21,13 @@ from enginehouse_builder.certify import (
     write_reference,
 )
 from enginehouse_builder.engine_file import EngineFile, opened
+from enginehouse_builder.errors import UnsupportedModelError
 from enginehouse_builder.export import ExportedClassifier, export_classifier
 from enginehouse_builder.manifest import Bucket, Latency, to_json
 from enginehouse_builder.measure import Budget, measure
 from enginehouse_builder.quantize import Calibration, Quantized, quantize
 from enginehouse_builder.reference import Reference
+from enginehouse_server.engine.threads import default_lanes
 from enginehouse_server.text import Encoding, TextInput
 
 from .context import (
@@ -67,8 +74,8 @@ class Latencies:
 def run_export(context: Context, report: Report) -> Result[ExportedClassifier]:
     """Writes the canonical graph and the tokenizer."""
     key = key_of(
-        code_digest([f"{BUILDER}.export", *RESULT_CODE, __name__]),
-        versions_of("onnx", "onnxscript", *ORIGINAL_TOOLS),
+        code_digest([f"{BUILDER}.export", f"{SERVER}.text", *RESULT_CODE, __name__]),
+        versions_of("onnx", "onnx-ir", "onnxscript", *ORIGINAL_TOOLS),
         task=context.resolved.task,
         max_tokens=context.spec.max_tokens,
         **context.original,
@@ -92,7 +99,7 @@ def run_quantize(
         code_digest([f"{BUILDER}.quantize", *_ENGINE_CODE]),
         versions_of("onnx", "numpy", "openvino"),
         source=exported.key,
-        samples=context.samples.sha256,
+        rows=_rows_sha256(rows),
     )
     calibration = Calibration(
         rows=rows,
@@ -126,6 +133,7 @@ def run_reference(
     def make(folder: Path) -> ReferenceFile:
         report(f"asking the original {len(texts)} samples")
         logits = Reference(context.resolved, context.spec).logits(texts, max_tokens)
+        _check_numbers(texts, logits)
         answers = tuple(
             ReferenceAnswer(text.text, text.text_pair, tuple(row))
             for text, row in zip(texts, logits.tolist(), strict=True)
@@ -143,10 +151,10 @@ def run_padding(
 ) -> Result[PaddingCheck]:
     """Finds out whether padding changes the answers of a graph, in fp32."""
     key = key_of(
-        code_digest([f"{BUILDER}.certify", *_ENGINE_CODE]),
-        versions_of("openvino", "tokenizers"),
+        code_digest([f"{BUILDER}.certify", f"{BUILDER}.buckets", *_ENGINE_CODE]),
+        versions_of("openvino"),
         graph=graph.key,
-        samples=context.samples.sha256,
+        rows=_rows_sha256(rows),
         judged=to_json(judged),
         device=context.device.name,
     )
@@ -167,9 +175,10 @@ def run_certify(
 ) -> Result[Certified]:
     """Certifies an engine, or fails."""
     key = key_of(
-        code_digest([f"{BUILDER}.certify", f"{SERVER}.text", *_ENGINE_CODE]),
-        versions_of("openvino", "tokenizers"),
+        code_digest([f"{BUILDER}.certify", *_ENGINE_CODE]),
+        versions_of("openvino"),
         graph=graph.key,
+        rows=_rows_sha256(rows),
         judged=to_json(judged),
         reference=reference.key,
         device=context.device.name,
@@ -183,7 +192,7 @@ def run_certify(
 
 
 def run_measure(context: Context, graph: Graph, buckets: Sequence[Bucket]) -> Result[Latencies]:
-    """Times an engine."""
+    """Times a lane of an engine with as many as a server of these threads gives it by default."""
     key = key_of(
         code_digest([f"{BUILDER}.measure", *_ENGINE_CODE]),
         versions_of("openvino"),
@@ -195,7 +204,23 @@ def run_measure(context: Context, graph: Graph, buckets: Sequence[Bucket]) -> Re
     )
 
     def make(_: Path) -> Latencies:
-        with opened(graph.file) as engine:
+        served = replace(graph.file, num_lanes=default_lanes(graph.file.num_threads))
+        with opened(served) as engine:
             return Latencies(measure(engine.lanes[0], buckets, Budget()))
 
     return context.run("measure", key, Latencies, make)
+
+
+def _check_numbers(texts: Sequence[TextInput], logits: NDArray[np.float32]) -> None:
+    wrong = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+    if wrong.size:
+        raise UnsupportedModelError(
+            f"the original itself gives no number for {wrong.size} of {len(texts)} samples, first "
+            f"{texts[wrong[0]].text[:60]!r}, in fp32: its weights are damaged, or it overflows"
+        )
+
+
+def _rows_sha256(rows: Sequence[Encoding]) -> str:
+    """Of the tokens, whatever texts and tokenizer they come from."""
+    tokens = [[list(row.ids), row.type_ids and list(row.type_ids)] for row in rows]
+    return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()

@@ -150,6 +150,12 @@ def test_token_without_an_embedding_is_refused(bert: Path, folder: Path) -> None
         export_of(bert, folder)
 
 
+def test_labels_that_do_not_count_from_0_are_refused(bert: Path, folder: Path) -> None:
+    _edit(bert / "config.json", id2label={"1": "a", "2": "b", "3": "c"})
+    with pytest.raises(UnsupportedModelError, match=r"\[1, 2, 3\] in id2label, not from 0 to 2"):
+        export_of(bert, folder)
+
+
 def test_tokenizer_that_does_more_than_its_file_is_refused(export: Exporting) -> None:
     made = export("bert")
     original = load_tokenizer(resolve(made.spec, lambda _: None), made.spec)
@@ -161,7 +167,7 @@ def test_tokenizer_that_does_more_than_its_file_is_refused(export: Exporting) ->
 
 def test_cutting_from_the_left_is_refused(bert: Path, folder: Path) -> None:
     _edit(bert / "tokenizer_config.json", truncation_side="left")
-    with pytest.raises(UnsupportedModelError, match="words and more words"):
+    with pytest.raises(UnsupportedModelError, match='truncation_side="left"'):
         export_of(bert, folder)
 
 

@@ -104,6 +104,40 @@ def test_the_head_stays_and_the_rest_is_symmetric_int8(tmp_path: Path) -> None:
     assert all(zero.dtype == np.int8 and not zero.any() for zero in zeros)
 
 
+def test_what_only_the_body_of_a_branch_reads_is_kept(tmp_path: Path) -> None:
+    source, target = _graph(tmp_path), tmp_path / "q" / "model.onnx"
+    model = onnx.load(source)
+    logits = model.graph.node[-1]
+    logits.output[0] = "plain"
+    bodies = {
+        name: helper.make_graph(
+            [helper.make_node("ReduceSum", [matrix], [name], keepdims=0)],
+            name,
+            [],
+            [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [])],
+        )
+        for name, matrix in (("then", "first"), ("else", "second"))
+    }
+    branch = helper.make_node("If", ["is_forty"], ["sum"])
+    branch.attribute.extend(
+        helper.make_attribute(f"{name}_branch", body) for name, body in bodies.items()
+    )
+    model.graph.node.extend(
+        [
+            helper.make_node("ReduceMax", ["input_ids"], ["highest"], keepdims=0),
+            helper.make_node("Equal", ["highest", "forty"], ["is_forty"]),
+            branch,
+            helper.make_node("Add", ["plain", "sum"], ["logits"]),
+        ]
+    )
+    model.graph.initializer.append(numpy_helper.from_array(np.array(40, np.int64), "forty"))
+    onnx.save(model, source)
+    _quantize(source, target)
+    onnx.checker.check_model(onnx.load(target))
+    exact, rounded = _logits(source), _logits(target)
+    assert np.abs(rounded - exact).max() < 0.03 * np.abs(exact).max()
+
+
 def test_layers_that_share_a_matrix_share_its_int8_form(tmp_path: Path) -> None:
     target = tmp_path / "q" / "model.onnx"
     _quantize(_graph(tmp_path, shared=True), target)
@@ -137,7 +171,7 @@ def test_a_graph_without_layers_is_refused(tmp_path: Path) -> None:
     del model.graph.node[1:4]
     model.graph.node[1].input[0] = "embedded"
     onnx.save(model, tmp_path / "model.onnx")
-    with pytest.raises(QuantizeError, match="PRECISION=fp32"):
+    with pytest.raises(QuantizeError, match="--precision fp32"):
         _quantize(tmp_path / "model.onnx", tmp_path / "q" / "model.onnx")
 
 
