@@ -24,9 +24,9 @@ _START = re.compile(r'^(\s*"?)([a-z])')
 _SPOKEN_CONSONANT = ("one", "uni", "use", "eu")  # vowels in writing only
 
 # Of all documents; the rest are stories that somebody asks for.
-_PASSAGE_SHARE = 0.06
-_STORY_SHARE = 0.34
-_TALK_SHARE = 0.3
+_PASSAGE_SHARE = 0.05
+_STORY_SHARE = 0.2
+_TALK_SHARE = 0.5
 # Of the chats that it can happen in.
 _SYSTEM_SHARE = 0.15
 _HASTY_SHARE = 0.15
@@ -76,7 +76,7 @@ def compose(
             yield Document(text=tell(book, rng.choice(plots), rng))
         elif draw < _PASSAGE_SHARE + _STORY_SHARE + _TALK_SHARE:
             talk = _Telling(book, rng.choice(book.talks), rng)
-            yield Document(turns=(*talk.system(), *talk.exchanges(1, 3)))
+            yield Document(turns=(*talk.system(), *talk.exchanges(3)))
         else:
             yield Document(turns=_asked_story(book, plots, rng))
 
@@ -112,11 +112,14 @@ class _Telling:
             return self.ask("$any")
         return self.ask(self._rng.choice(self._plot.requests))
 
-    def exchanges(self, least: int, most: int) -> Iterator[Turn]:
-        """Questions of the plot with their answers, in its order."""
-        number = min(self._rng.randint(least, most), len(self._plot.exchanges))
-        for index in sorted(self._rng.sample(range(len(self._plot.exchanges)), number)):
-            exchange = self._plot.exchanges[index]
+    def exchanges(self, most: int) -> Iterator[Turn]:
+        """Questions of the plot with their answers, in its order, after those that open it."""
+        openings = [one for one in self._plot.exchanges if one.is_opening]
+        others = [one for one in self._plot.exchanges if not one.is_opening]
+        least = 0 if openings or self._plot.lines else 1
+        number = min(self._rng.randint(least, most), len(others))
+        chosen = sorted(self._rng.sample(range(len(others)), number))
+        for exchange in (*openings, *(others[index] for index in chosen)):
             yield Turn("user", self.ask(self._rng.choice(exchange.questions)))
             yield Turn("assistant", self.say(self._rng.choice(exchange.answers)))
 
@@ -178,7 +181,7 @@ def _asked_story(book: Storybook, plots: Sequence[Plot], rng: random.Random) -> 
     turns = [
         Turn("user", request),
         Turn("assistant", telling.say(prefix) + telling.story()),
-        *telling.exchanges(0, 2),
+        *telling.exchanges(2),
     ]
     if rng.random() < _AGAIN_SHARE:
         another = _Telling(book, rng.choice(plots), rng)

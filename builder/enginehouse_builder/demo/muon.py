@@ -1,9 +1,9 @@
 """Muon, an optimizer for weights that are matrices, in fp32.
 
 From K. Jordan and others, "Muon: An optimizer for hidden layers in neural networks", 2024
-(https://kellerjordan.github.io/posts/muon). In as many steps the writer gets to a loss that AdamW
-needs many times as many for. torch has a Muon too, but one that computes in bf16, which processors
-without such instructions do a hundred times slower.
+(https://kellerjordan.github.io/posts/muon). It takes the writer in a few hundred steps to where
+AdamW would need thousands. torch has a Muon too, but one that computes in bf16, which processors
+without such instructions do many times slower.
 """
 
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ __all__ = ["Muon"]
 # Of the fifth-degree polynomial that draws singular values towards 1; from the source above.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 _NUM_ITERATIONS = 5
-_MOMENTUM = 0.95
+_MOMENTUM = 0.9
 
 
 class Muon(torch.optim.Optimizer):

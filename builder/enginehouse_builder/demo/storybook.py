@@ -69,10 +69,11 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """Ways to ask one thing, and ways to answer it."""
+    """Ways to ask one thing, and ways to answer it; an opening is what later ones refer to."""
 
     questions: tuple[str, ...]
     answers: tuple[str, ...]
+    is_opening: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,9 +170,9 @@ def _read_plot(block: str, words: Mapping[str, tuple[Entry, ...]]) -> Plot:
             roles = tuple(_role(part, name, words) for part in value.split())
         elif key == "ask":
             requests = _choices(value)
-        elif key == "then":
+        elif key in {"first", "then"}:
             questions, _, answers = value.partition(" => ")
-            exchanges.append(Exchange(_choices(questions), _choices(answers)))
+            exchanges.append(Exchange(_choices(questions), _choices(answers), key == "first"))
         else:
             lines.append(Line(_choices(row.removeprefix("? ")), row.startswith("? ")))
     return Plot(name, roles, requests, tuple(lines), tuple(exchanges))

@@ -19,8 +19,8 @@ from .muon import Muon
 
 __all__ = ["DEMO_PLAN", "Rows", "WriterPlan", "fit", "loss_of", "untrained"]
 
-_RATE_OF_MATRICES = 0.02
-_RATE_OF_OTHERS = 5e-3
+_RATE_OF_MATRICES = 0.03
+_RATE_OF_OTHERS = 0.01
 _DECAY = 0.01
 _SHARE_OF_RISE = 0.04  # of the steps
 _LAST_RATE = 0.05  # of the greatest
@@ -35,18 +35,20 @@ class WriterPlan:
         vocab_size: Tokens of the vocabulary, at most.
         hidden_size: Width of the model; a head has 64 of it.
         num_layers: Its depth.
-        max_tokens: Longest sequence, and length of a row of training.
+        max_tokens: Longest sequence.
+        row_tokens: Length of a row of training; few documents are longer.
         num_rows: Rows of a step.
         num_steps: Steps; on two cores of 2024 the default takes about two minutes.
         max_perplexity: On new stories of known plots; beyond it the writer is not good enough.
     """
 
-    vocab_size: int = 3072
+    vocab_size: int = 2048
     hidden_size: int = 256
     num_layers: int = 4
     max_tokens: int = 512
+    row_tokens: int = 384
     num_rows: int = 4
-    num_steps: int = 300
+    num_steps: int = 540
     max_perplexity: float = 5.0
 
 

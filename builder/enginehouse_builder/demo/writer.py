@@ -113,7 +113,7 @@ def make_writer(
         model.eval()
         found = WriterReport(
             num_parameters=model.num_parameters(),
-            num_tokens=plan.num_steps * plan.num_rows * plan.max_tokens,
+            num_tokens=plan.num_steps * plan.num_rows * plan.row_tokens,
             seconds=round(time.perf_counter() - started, 1),
             first_loss=fmean(losses[:5]),
             last_loss=fmean(losses[-20:]),
@@ -173,7 +173,7 @@ def _rows(
     shelf: _Shelf, tokenizer: PreTrainedTokenizerFast, plan: WriterPlan, seed: int
 ) -> Iterator[Rows]:
     """A step's rows at a time: documents one after the other, without gaps."""
-    size = plan.num_rows * (plan.max_tokens + 1)
+    size = plan.num_rows * (plan.row_tokens + 1)
     ids: list[int] = []
     positions: list[int] = []
     for document in _documents(shelf, seed):

@@ -30,7 +30,8 @@ SHORT = WriterPlan(
     vocab_size=512,
     hidden_size=64,
     num_layers=2,
-    max_tokens=64,
+    max_tokens=256,
+    row_tokens=64,
     num_rows=4,
     num_steps=30,
     max_perplexity=500.0,
@@ -181,7 +182,7 @@ def test_report_is_kept_with_the_model(trained: Trained) -> None:
 @pytest.mark.slow
 def test_bad_writer_is_not_saved(tmp_path: Path) -> None:
     hopeless = WriterPlan(
-        vocab_size=300, hidden_size=64, num_layers=1, max_tokens=32, num_rows=1, num_steps=30
+        vocab_size=300, hidden_size=64, num_layers=1, row_tokens=32, num_rows=1, num_steps=30
     )
     with pytest.raises(DemoError, match="more than the 5 it may have"):
         make_writer(tmp_path / "writer", plan=hopeless, num_threads=1, report=lambda _: None)
