@@ -49,6 +49,11 @@ def test_every_option_has_a_variable_and_a_meaning(command: click.Command) -> No
         assert str(option.envvar).startswith("ENGINEHOUSE_")
 
 
+def test_slots_are_the_sequences_at_once() -> None:
+    for flag in ("--slots", "--max-batch"):
+        assert build.make_context("build", ["--model", "x", flag, "3"]).params["max_batch"] == 3
+
+
 def test_help_imports_nothing_heavy() -> None:
     program = (
         "import sys; from enginehouse_builder.cli import build, demo; "

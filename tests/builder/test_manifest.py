@@ -22,6 +22,7 @@ from enginehouse_builder.manifest import (
     Source,
     StageTime,
     Tensor,
+    TokenProbe,
     read_manifest,
     sha256_of,
     write_manifest,
@@ -114,6 +115,15 @@ def test_what_is_written_is_read(
     folder = tmp_path_factory.mktemp("version")
     write_manifest(manifest, folder)
     assert read_manifest(folder) == manifest
+
+
+def test_values_of_different_types_in_one_list_are_each_checked() -> None:
+    probe = TokenProbe((1, 2), (3,), ((3, 0.5), (4, -1.0)))
+    document = json.loads(json.dumps(to_json(probe)))
+    assert from_json(TokenProbe, document, "probe") == probe
+    for junk, message in (([3], "must hold 2 values, holds 1"), ([3, "x"], r"top\[0\]\[1\]")):
+        with pytest.raises(ValueError, match=message):
+            from_json(TokenProbe, document | {"top": [junk]}, "probe")
 
 
 _DOCUMENT = json.loads(json.dumps(to_json(EXAMPLE)))

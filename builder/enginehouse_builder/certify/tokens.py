@@ -201,11 +201,11 @@ def _chosen(worst: Deviation, trial: _Trial) -> str:
 
 
 def _remedy(judged: JudgedDecoder) -> str:
-    if judged.precision == "fp32" and judged.cache_precision == "fp32":
+    if (judged.precision, judged.cache_precision) == ("fp32", "fp32"):
         return (
             "The model computes something that does not survive the conversion: it cannot be "
             "served as it is"
         )
-    if judged.cache_precision != "fp32":
-        return "Try --cache-precision fp32, or --precision fp32"
-    return f"Try --precision {'int8' if judged.precision == 'int4' else 'fp32'}"
+    if judged.precision == "int4":
+        return "Try --precision int8"
+    return "Try --precision fp32" + " --cache-precision fp32" * (judged.precision == "fp32")

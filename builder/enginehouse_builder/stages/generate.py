@@ -46,6 +46,7 @@ __all__ = [
 ]
 
 _ENGINE_CODE = (f"{SERVER}.engine", f"{BUILDER}.decoder_file", *RESULT_CODE, __name__)
+_REPORT_EVERY = 8  # prompts
 _CERTIFY_TOKENS = 2048  # of cache, beside two of the longest sequences
 
 
@@ -134,7 +135,8 @@ def run_reference(
         for i, prompt in enumerate(prompts):
             if i > MIN_PROMPTS and time.monotonic() > ends_at:
                 break
-            report(f"asking the original prompt {i + 1} of {len(prompts)}")
+            if i % _REPORT_EVERY == 0:
+                report(f"asking the original prompt {i + 1} of {len(prompts)}")
             found.append(original.continued(prompt))
         name = f"transformers {tools['transformers']} fp32"
         file = ContinuationFile(name, context.samples.sha256, max_tokens, tuple(found))
