@@ -73,7 +73,7 @@ class BlockCache:
         self.tensors, self._bytes = {}, {}
 
 
-def _part(tensor: ov.Output) -> _Part:
+def _part(tensor: ov.ConstOutput) -> _Part:
     sizes = tuple(d.get_length() for d in list(tensor.partial_shape)[1:])
     return _Part(tensor.any_name, tensor.element_type, sizes)
 
