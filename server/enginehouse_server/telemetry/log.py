@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 __all__ = ["configure_logs"]
 
 _OWN_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+_GRPC = "grpc._cython.cygrpc"
+_CALLER_LEFT = "ExecuteBatchError"  # an answer that could not be sent
 
 
 def configure_logs(level: str, form: str) -> None:
@@ -20,6 +22,13 @@ def configure_logs(level: str, form: str) -> None:
     target = logging.StreamHandler(sys.stderr)
     target.setFormatter(_JsonLines() if form == "json" else _TextLines())
     logging.basicConfig(level=level.upper(), handlers=[target], force=True)
+    logging.getLogger(_GRPC).addFilter(_is_ours)
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Whether a record of gRPC's is more than a caller that left just before its answer came."""
+    kind = record.exc_info[0] if record.exc_info else None
+    return kind is None or kind.__name__ != _CALLER_LEFT
 
 
 def _extras(record: logging.LogRecord) -> dict[str, object]:
