@@ -33,13 +33,36 @@ from tests.fixtures.server import ServerProcess, enginehouse
 MODEL = "tiny"
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+Metrics = dict[str, float]
 ONCE = RetryPolicy(max_attempts=1)
+SLOW = ("--max-batch", "1", "--threads", "1", "--lanes", "1")
 
 
 async def until_computed(server: ServerProcess, num_inputs: int) -> None:
     async with asyncio.timeout(30):
         while sum_of(metrics_of(server), "enginehouse_batch_size_sum") < num_inputs:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
+
+
+async def until_quiet(server: ServerProcess) -> Metrics:
+    """The figures when nothing waits and no more requests end."""
+    last = metrics_of(server)
+    async with asyncio.timeout(30):
+        while True:
+            await asyncio.sleep(0.2)
+            found = metrics_of(server)
+            is_still = not grown(last, found, "enginehouse_requests_total")
+            if is_still and not sum_of(found, "enginehouse_queue_inputs"):
+                return found
+            last = found
+
+
+def grown(before: Metrics, after: Metrics, name: str, **labels: str) -> float:
+    return sum_of(after, name, **labels) - sum_of(before, name, **labels)
+
+
+def is_error(found: object) -> bool:
+    return isinstance(found, BaseException)
 
 
 def health_of(server: ServerProcess, name: str) -> int:
@@ -80,21 +103,29 @@ def test_metrics_count_what_was_asked(server: ServerProcess, client: Client) -> 
     for _ in range(5):
         client.classify(MODEL, ["one", "two"])
     after = metrics_of(server)
-
-    def grown(name: str, **labels: str) -> float:
-        return sum_of(after, name, **labels) - sum_of(before, name, **labels)
-
-    assert grown("enginehouse_requests_total", model=MODEL, rpc="Classify", code="OK") == 5
-    assert grown("enginehouse_input_phase_seconds_count", phase="compute") == 10
-    assert grown("enginehouse_batch_size_sum") == 10
-    assert grown("enginehouse_tokens_total") > 0
+    labels = {"model": MODEL, "rpc": "Classify", "code": "OK"}
+    assert grown(before, after, "enginehouse_requests_total", **labels) == 5
+    assert grown(before, after, "enginehouse_input_phase_seconds_count", phase="compute") == 10
+    assert grown(before, after, "enginehouse_batch_size_sum") == 10
+    assert grown(before, after, "enginehouse_tokens_total") > 0
     assert sum_of(after, "enginehouse_queue_inputs") == 0
     assert sum_of(after, "enginehouse_model_state", state="ready") == 1
 
 
-def test_a_deadline_is_kept(server: ServerProcess) -> None:
-    with Client(server.address, retry=ONCE) as client, pytest.raises(DeadlineError):
-        client.classify(MODEL, "hello", timeout_s=0.0001)
+async def test_what_is_late_is_not_computed(repository: Path) -> None:
+    with ServerProcess(repository, *SLOW) as server:
+        async with AsyncClient(server.address, retry=ONCE) as client:
+            await client.classify(MODEL, "hello")
+            before = metrics_of(server)
+            calls = (client.classify(MODEL, "dog " * 80, timeout_s=0.1) for _ in range(400))
+            found = await asyncio.gather(*calls, return_exceptions=True)
+        num_answered = sum(not isinstance(f, Exception) for f in found)
+        assert all(isinstance(f, DeadlineError | OverloadedError) for f in found if is_error(f))
+        assert num_answered < 400, "the server is too fast for this test"
+        after = await until_quiet(server)
+        computed = grown(before, after, "enginehouse_batch_size_sum")
+        # One batch may have begun for a caller that gave up meanwhile.
+        assert num_answered <= computed <= num_answered + 1
 
 
 async def test_a_full_queue_refuses_and_says_when_to_come_again(repository: Path) -> None:
@@ -109,33 +140,37 @@ async def test_a_full_queue_refuses_and_says_when_to_come_again(repository: Path
             assert (await client.classify(MODEL, "hello")).results  # unharmed
 
 
-async def test_cancelled_calls_leave_nothing_behind(server: ServerProcess) -> None:
-    async with AsyncClient(server.address) as client:
-        for _ in range(10):
-            calls = [asyncio.create_task(client.classify(MODEL, "dog " * 40)) for _ in range(50)]
-            await asyncio.sleep(0.005)
-            for call in calls:
-                call.cancel()
-            await asyncio.gather(*calls, return_exceptions=True)
-        assert (await client.classify(MODEL, "hello")).results
-    for _ in range(100):
-        if not sum_of(metrics_of(server), "enginehouse_queue_inputs"):
-            break
-        await asyncio.sleep(0.05)
-    assert sum_of(metrics_of(server), "enginehouse_queue_inputs") == 0
+async def test_cancelled_calls_are_not_computed_and_leave_nothing(repository: Path) -> None:
+    with ServerProcess(repository, *SLOW) as server:
+        async with AsyncClient(server.address) as client:
+            await client.classify(MODEL, "hello")
+            before = metrics_of(server)
+            for _ in range(5):
+                texts = ["dog " * 80] * 100
+                calls = [asyncio.create_task(client.classify(MODEL, [t])) for t in texts]
+                await asyncio.sleep(0.02)
+                for call in calls:
+                    call.cancel()
+                await asyncio.gather(*calls, return_exceptions=True)
+            assert (await client.classify(MODEL, "hello")).results
+        after = await until_quiet(server)
+        computed = grown(before, after, "enginehouse_batch_size_sum")
+        assert 1 <= computed < grown(before, after, "enginehouse_requests_total")
+        assert sum_of(after, "enginehouse_queue_inputs") == 0
 
 
 async def test_a_clean_stop_finishes_what_is_in_flight(repository: Path) -> None:
-    with ServerProcess(repository, "--drain-delay-s", "1") as server:
+    with ServerProcess(repository, "--drain-delay-s", "1", *SLOW) as server:
         channel = grpc.aio.insecure_channel(server.address)
         stub: Any = health_pb2_grpc.HealthStub(channel)
         watch = stub.Watch(health_pb2.HealthCheckRequest())
         states = [(await watch.read()).status]
         async with AsyncClient(server.address, retry=ONCE) as client:
-            calls = [asyncio.create_task(client.classify(MODEL, "dog " * 40)) for _ in range(100)]
+            calls = [asyncio.create_task(client.classify(MODEL, "dog " * 80)) for _ in range(300)]
             await asyncio.sleep(0.01)
             server.terminate()
             states.append((await watch.read()).status)
+            assert not all(call.done() for call in calls), "nothing is in flight"
             late = await client.classify(MODEL, "still served while balancers look away")
             assert late.results
             assert all(found.results for found in await asyncio.gather(*calls))
