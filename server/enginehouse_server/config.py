@@ -90,11 +90,12 @@ class GenerateConfig:
     max_step_tokens: int = setting(
         0, "Lowers the tokens that one step computes; 0 leaves the engine's.", "tokens"
     )
-    prefill_tokens_beside_decodes: int = setting(
-        64,
-        "Most tokens of prompts in a step that running sequences wait for: more starts new "
-        "sequences sooner, fewer keep the time between two tokens of the others short.",
-        "tokens",
+    inter_token_budget_ms: float = setting(
+        0.0,
+        "Longest time between two tokens of a stream that the prompts of others may bring about: "
+        "more starts new streams sooner, less keeps running ones even; 0 is 2.5 times what it is "
+        "without prompts.",
+        "ms",
     )
     max_waiting: int = setting(512, "Most sequences that wait, for each model.")
     max_wait_s: float = setting(60.0, "Refuse a request that would wait longer than this.", "s")
@@ -187,10 +188,7 @@ def _address_faults(config: ServerConfig) -> list[str]:
 
 def _number_faults(config: ServerConfig) -> list[str]:
     least = {"max_message_bytes": 1024, "stream_stall_timeout_s": 0.001} | dict.fromkeys(
-        (
-            *("max_queue", "max_inputs", "max_waiting", "max_num_sequences"),
-            "prefill_tokens_beside_decodes",
-        ),
+        ("max_queue", "max_inputs", "max_waiting", "max_num_sequences"),
         1,
     )
     faults = []

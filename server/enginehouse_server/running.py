@@ -22,6 +22,7 @@ from .scheduler import (
     GenerateScheduler,
     Policy,
     StepFigures,
+    StepPace,
 )
 from .scheduler.batcher import Batch
 from .scheduler.encoder import Deliver
@@ -117,7 +118,6 @@ def _generator(loaded: LoadedDecoder, config: ServerConfig, metrics: Metrics) ->
     policy = GeneratePolicy(
         max_queue=settings.max_waiting,
         max_queue_s=settings.max_wait_s,
-        prefill_tokens_beside_decodes=settings.prefill_tokens_beside_decodes,
         reuses_prefixes=settings.prefix_cache == "on",
     )
 
@@ -125,14 +125,29 @@ def _generator(loaded: LoadedDecoder, config: ServerConfig, metrics: Metrics) ->
         def on_step(figures: StepFigures) -> None:
             telemetry.step_ended(_step_counts(figures))
 
-        engine = loaded.engine
-        scheduler = GenerateScheduler(engine, loaded.structures, policy, deliver, on_step)
+        engine, pace = loaded.engine, _pace(loaded, settings.inter_token_budget_ms / 1e3)
+        scheduler = GenerateScheduler(engine, loaded.structures, policy, pace, deliver, on_step)
         _watch(telemetry, scheduler, engine.limits.num_blocks)
         return scheduler
 
     traits = _generator_traits(loaded, config.generate.max_num_sequences)
     reader = PromptReader(loaded.vocabulary, loaded.template)
     return Generator(traits, reader, loaded.structures, create_scheduler, telemetry)
+
+
+def _pace(loaded: LoadedDecoder, budget_s: float) -> StepPace:
+    """What the build measured on its machine, for sequences that have few tokens yet."""
+    steps = loaded.chosen.step_times
+    decodes: dict[int, float] = {}
+    for step in (s for s in steps if s.kind == "decode"):
+        decodes.setdefault(step.num_sequences, step.median_ms / 1e3)
+    prefills = [s for s in steps if s.kind == "prefill" and not s.num_cached]
+    if len(prefills) < 2:
+        return StepPace(decodes, None, budget_s)
+    # A step reads the weights once, however many tokens it has.
+    short, *_, long = prefills
+    token_ms = (long.median_ms - short.median_ms) / (long.num_tokens - short.num_tokens)
+    return StepPace(decodes, token_ms / 1e3 if token_ms > 0 else None, budget_s)
 
 
 def _generator_traits(loaded: LoadedDecoder, max_num_sequences: int) -> GeneratorTraits:

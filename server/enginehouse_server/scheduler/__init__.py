@@ -14,6 +14,7 @@ from .generate_work import (
     TokenLogprobs,
 )
 from .grid import LatencyModel, ShapeGrid
+from .pace import StepPace
 from .work import Completion, EncoderWork, Policy
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "Policy",
     "ShapeGrid",
     "StepFigures",
+    "StepPace",
     "StructureSpec",
     "TokenLogprobs",
 ]

@@ -24,6 +24,7 @@ from .admission import GenerateAdmission
 from .generate_policy import GeneratePolicy, StepFigures
 from .generate_work import DeliverTokens, Emitted, FinishReason, GenerateWork
 from .outbox import Outbox
+from .pace import StepPace
 from .planner import Step
 from .roster import Arrival, Roster
 
@@ -62,6 +63,7 @@ class GenerateScheduler:
         engine: DecoderEngine,
         compiler: StructureCompiler | None,
         policy: GeneratePolicy,
+        pace: StepPace,
         deliver: DeliverTokens,
         on_step: OnStep,
     ) -> None:
@@ -71,14 +73,15 @@ class GenerateScheduler:
             engine: Used by this scheduler's thread alone from now on; not closed by it.
             compiler: Of the model's tokenizer; None if that does not serve structured output.
             policy: Bounds.
+            pace: Of the engine; learns from each step.
             deliver: Called on the thread with what a step gave. Must neither block nor call the
                 scheduler.
             on_step: Called on the thread after each step; must not block.
         """
         self._engine, self._compiler, self._policy = engine, compiler, policy
-        self._on_step = on_step
+        self._pace, self._on_step = pace, on_step
         self._admission = GenerateAdmission(engine.limits, policy)
-        self._roster = Roster(engine.limits, policy)
+        self._roster = self._new_roster()
         self._outbox = Outbox(deliver)
         self._done: _Done | None = None  # the last step, until it was told of
         self._pending: list[Emitted] = []  # what sequences gave, in order, not yet delivered
@@ -243,6 +246,9 @@ class GenerateScheduler:
         for part in step.parts:
             part.sequence.note_start(now)
 
+    def _new_roster(self) -> Roster:
+        return Roster(self._engine.limits, self._policy, self._pace.prompt_tokens_beside)
+
     def _deliver(self) -> None:
         emitted, self._pending = self._pending, []
         self._outbox.deliver(emitted)
@@ -251,11 +257,14 @@ class GenerateScheduler:
         with self._changed:
             self._admission.observe(done.seconds, done.num_ended)
         planner, step = self._roster.planner, done.step
+        num_prompt_tokens = sum(p.num_tokens for p in step.parts if p.num_tokens > 1)
+        num_decode_tokens = sum(p.num_tokens == 1 for p in step.parts)
+        self._pace.observe(num_decode_tokens, num_prompt_tokens, done.seconds)
         self._on_step(
             StepFigures(
                 seconds=done.seconds,
-                num_prompt_tokens=sum(p.num_tokens for p in step.parts if p.num_tokens > 1),
-                num_decode_tokens=sum(p.num_tokens == 1 for p in step.parts),
+                num_prompt_tokens=num_prompt_tokens,
+                num_decode_tokens=num_decode_tokens,
                 num_running=len(planner.running),
                 num_waiting=len(planner.waiting),
                 num_blocks_used=planner.num_blocks_used,
@@ -283,7 +292,7 @@ class GenerateScheduler:
             with self._changed:
                 self._arrived.clear()
                 self._outbox.end_all(DeviceError("a step could not be computed"), monotonic())
-        self._roster = Roster(self._engine.limits, self._policy)
+        self._roster = self._new_roster()
 
 
 def _stopped() -> NotReadyError:

@@ -12,14 +12,11 @@ class GeneratePolicy:
     Attributes:
         max_queue: Most sequences that wait.
         max_queue_s: Longest predicted wait that a new request is let into, seconds.
-        prefill_tokens_beside_decodes: Most tokens of prompts in a step, or between two steps, that
-            running sequences wait for: bounds the time between two tokens of a stream.
         reuses_prefixes: Whether what the cache has of earlier sequences is used again.
     """
 
     max_queue: int = 512
     max_queue_s: float = 60.0
-    prefill_tokens_beside_decodes: int = 64
     reuses_prefixes: bool = True
 
 

@@ -12,7 +12,7 @@ wait for a long one.
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -77,8 +77,19 @@ class Planner:
         running: In order of service.
     """
 
-    def __init__(self, limits: DecoderLimits, policy: GeneratePolicy) -> None:
-        """Takes what the engine allows.
+    def __init__(
+        self,
+        limits: DecoderLimits,
+        policy: GeneratePolicy,
+        prompt_tokens_beside: Callable[[int], int],
+    ) -> None:
+        """Starts with nothing.
+
+        Args:
+            limits: What the engine allows.
+            policy: Bounds.
+            prompt_tokens_beside: Most tokens of prompts in a step, or between two, that so many
+                running sequences wait for, at least one; asked for each step.
 
         Raises:
             ValueError: The engine neither shares blocks nor has one a sequence.
@@ -86,6 +97,7 @@ class Planner:
         if not limits.shares_blocks and limits.block_size < limits.max_tokens:
             raise ValueError("an engine that cannot share blocks must have one block a sequence")
         self._limits, self._policy = limits, policy
+        self._prompt_tokens_beside = prompt_tokens_beside
         self.waiting: list[Generation] = []
         self.running: list[Generation] = []
         self._pool: BlockPool | SlotPool = (
@@ -242,7 +254,7 @@ class Planner:
         budget = self._limits.max_step_tokens
         if not num_decodes:
             return budget
-        most = self._policy.prefill_tokens_beside_decodes
+        most = self._prompt_tokens_beside(num_decodes)
         return min(budget - num_decodes if self._limits.mixes else budget, most)
 
     def _share(self, prompts: Sequence[Generation], budget: int) -> list[Part]:

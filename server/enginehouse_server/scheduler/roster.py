@@ -4,7 +4,7 @@ Each of the methods gives what is to be delivered; a sequence that ended is forg
 ends twice. Knows no threads, no engine and no clock: times are passed in.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from enginehouse_server.engine.base import Logits
@@ -34,8 +34,14 @@ class Roster:
         planner: Of the next steps.
     """
 
-    def __init__(self, limits: DecoderLimits, policy: GeneratePolicy) -> None:
-        self.planner = Planner(limits, policy)
+    def __init__(
+        self,
+        limits: DecoderLimits,
+        policy: GeneratePolicy,
+        prompt_tokens_beside: Callable[[int], int],
+    ) -> None:
+        """Starts with nothing; the arguments are the planner's."""
+        self.planner = Planner(limits, policy, prompt_tokens_beside)
         self._live: dict[int, dict[int, Sequence]] = {}
         self._num_arrivals = 0
         self._next_deadline = float("inf")  # of those that live, or earlier

@@ -28,13 +28,18 @@ from enginehouse_server.scheduler import (
     GenerateScheduler,
     GenerateWork,
     StepFigures,
+    StepPace,
     StructureSpec,
 )
 from tests.fixtures.bytes_tokenizer import EOS, write_tokenizer
 from tests.fixtures.decoder import PAGED, VOCAB, ScriptedDecoder, tokens_alone
 
 Key = tuple[int, int]
-POLICY = GeneratePolicy(max_queue=8, max_queue_s=1e9, prefill_tokens_beside_decodes=6)
+POLICY = GeneratePolicy(max_queue=8, max_queue_s=1e9)
+
+
+def pace() -> StepPace:
+    return StepPace({}, None)
 
 
 class Inbox:
@@ -82,7 +87,7 @@ class Rig:
         self.engine, self.inbox = ScriptedDecoder(PAGED, vocab_size), Inbox()
         self.figures: list[StepFigures] = []
         self.scheduler = GenerateScheduler(
-            self.engine, compiler, policy, self.inbox.deliver, self.figures.append
+            self.engine, compiler, policy, pace(), self.inbox.deliver, self.figures.append
         )
 
     def hold(self, *works: GenerateWork) -> None:
@@ -172,7 +177,7 @@ def test_a_fault_of_our_own_ends_what_is_in_flight_too(caplog: pytest.LogCapture
         if is_broken.is_set():
             raise ZeroDivisionError(figures)
 
-    scheduler = GenerateScheduler(engine, None, POLICY, inbox.deliver, on_step)
+    scheduler = GenerateScheduler(engine, None, POLICY, pace(), inbox.deliver, on_step)
     with caplog.at_level(logging.CRITICAL):
         scheduler.submit([work(0, max_new_tokens=30)])
         assert isinstance(inbox.ending_of(0).error, DeviceError)
@@ -187,7 +192,7 @@ def test_what_could_never_end_is_refused_with_the_figures(rig: Rig) -> None:
         rig.scheduler.submit([work(0, 31, max_new_tokens=10)])
     small = replace(PAGED, num_blocks=3)
     scheduler = GenerateScheduler(
-        ScriptedDecoder(small), None, POLICY, rig.inbox.deliver, rig.figures.append
+        ScriptedDecoder(small), None, POLICY, pace(), rig.inbox.deliver, rig.figures.append
     )
     with pytest.raises(InvalidRequestError, match="are 14, the cache holds 12"):
         scheduler.submit([work(0, 5, max_new_tokens=9)])
@@ -270,7 +275,9 @@ def test_closing_keeps_the_answers_that_have_begun() -> None:
         deliver(emitted)
         is_slow.wait(0.02)
 
-    scheduler = GenerateScheduler(ScriptedDecoder(PAGED), None, POLICY, slowly, rig.figures.append)
+    scheduler = GenerateScheduler(
+        ScriptedDecoder(PAGED), None, POLICY, pace(), slowly, rig.figures.append
+    )
     scheduler.submit([work(0, max_new_tokens=35)])
     rig.inbox.wait_for_token(0)
     scheduler.close(0.01)

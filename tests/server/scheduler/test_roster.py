@@ -8,7 +8,7 @@ import pytest
 from enginehouse_server.engine.decoder import DecoderLimits
 from enginehouse_server.sampling import SamplingSettings
 from tests.fixtures.decoder import PAGED, SLOTS, tokens_alone
-from tests.fixtures.decoder_bench import POLICY, Bench, work
+from tests.fixtures.decoder_bench import PROMPT_TOKENS, Bench, work
 
 
 @pytest.mark.parametrize("limits", [PAGED, SLOTS])
@@ -109,7 +109,7 @@ def test_prompts_that_are_scored_are_computed_whole() -> None:
 
 
 def test_a_prompt_that_loses_its_place_is_scored_again() -> None:
-    bench = Bench(replace(PAGED, num_blocks=9), replace(POLICY, prefill_tokens_beside_decodes=1))
+    bench = Bench(replace(PAGED, num_blocks=9), prompt_tokens=1)
     bench.submit(work(0, 4, max_new_tokens=30))
     bench.finish(bench.step())  # type: ignore[arg-type]
     bench.submit(work(1, 18, num_prompt_logprobs=1))
@@ -128,7 +128,7 @@ def test_running_streams_never_wait_for_more_than_the_budget_of_prompts() -> Non
         bench.finish(step)
         if (0, 0) not in bench.endings:
             items = bench.engine.steps[-1]
-            assert (sum(n for _, n in items if n > 1)) <= POLICY.prefill_tokens_beside_decodes
+            assert (sum(n for _, n in items if n > 1)) <= PROMPT_TOKENS
             assert any(n == 1 for _, n in items), "the stream waited"
     bench.check_answers()
 

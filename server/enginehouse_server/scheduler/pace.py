@@ -1,0 +1,85 @@
+"""How long a decoder's steps take, and so how much of prompts fits in beside running sequences.
+
+The time of a step is taken as that of its decodes plus so much for each token of a prompt. Both are
+known from when the model was built and are corrected by what is seen, since the machine, its load
+and the lengths of the sequences differ. Knows no clock.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+__all__ = ["StepPace"]
+
+_MOST_TIMES = 2.5  # a step without prompts, where no budget is stated
+_GRAIN = 16  # tokens: a runtime compiles kernels for each new number of them
+_UNKNOWN = 2 * _GRAIN  # tokens, while nothing is known
+_FEWEST_SEEN = 8  # tokens of a prompt that say something of the time of one
+_WEIGHT = 0.1  # of what was seen last
+_FARTHEST = 2.0  # times what was expected, either way, that one step is believed
+
+
+class StepPace:
+    """Predicts steps, and learns from each."""
+
+    def __init__(
+        self, decode_s: Mapping[int, float], prompt_token_s: float | None, budget_s: float = 0.0
+    ) -> None:
+        """Starts with what was measured.
+
+        Args:
+            decode_s: Seconds of a step by the number of sequences that it gives a token; may be
+                empty.
+            prompt_token_s: Seconds that a token of a prompt adds to a step; None if not known.
+            budget_s: Longest time between two tokens of a sequence that prompts may bring about; 0
+                for 2.5 times what it is without prompts.
+        """
+        self._decode_s = dict(sorted(decode_s.items()))
+        self._prompt_token_s = prompt_token_s
+        self._budget_s = budget_s
+        self._slower = 1.0  # decodes now, against what was measured
+
+    def prompt_tokens_beside(self, num_decodes: int) -> int:
+        """Most tokens of prompts in a step that so many running sequences wait for, at least 16.
+
+        However short the budget, prompts get on.
+        """
+        decode_s, token_s = self._expected_decode_s(num_decodes), self._prompt_token_s
+        if decode_s is None or token_s is None:
+            return _UNKNOWN
+        left_s = (self._budget_s or _MOST_TIMES * decode_s) - decode_s
+        return max(_GRAIN, int(left_s / token_s) // _GRAIN * _GRAIN)
+
+    def observe(self, num_decodes: int, num_prompt_tokens: int, seconds: float) -> None:
+        """Learns from a step."""
+        if not num_prompt_tokens:
+            self._learn_decode(num_decodes, seconds)
+        elif num_prompt_tokens >= _FEWEST_SEEN:
+            rest_s = seconds - (self._expected_decode_s(num_decodes) or 0.0)
+            self._learn_prompt(max(rest_s, 0.0) / num_prompt_tokens)
+
+    def _expected_decode_s(self, num_decodes: int) -> float | None:
+        if not num_decodes:
+            return 0.0
+        if not self._decode_s:
+            return None
+        counts, times = list(self._decode_s), list(self._decode_s.values())
+        return self._slower * float(np.interp(num_decodes, counts, times))
+
+    def _learn_decode(self, num_decodes: int, seconds: float) -> None:
+        expected_s = self._expected_decode_s(num_decodes)
+        if expected_s is None:
+            self._decode_s[num_decodes] = seconds
+        elif expected_s:
+            self._slower *= _nudge(seconds / expected_s)
+
+    def _learn_prompt(self, token_s: float) -> None:
+        if not self._prompt_token_s:
+            self._prompt_token_s = token_s or None
+        else:
+            self._prompt_token_s *= _nudge(token_s / self._prompt_token_s)
+
+
+def _nudge(ratio: float) -> float:
+    """Towards what was seen: a step that met a page fault or a compilation moves it little."""
+    return 1.0 + _WEIGHT * (min(max(ratio, 1 / _FARTHEST), _FARTHEST) - 1.0)
