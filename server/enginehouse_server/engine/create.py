@@ -30,10 +30,10 @@ def create_decoder(backend: str, spec: DecoderSpec) -> DecoderEngine:
     """
     _check_backend(backend)
     try:
-        from .openvino import OpenVinoDecoder
+        from .openvino import OpenVinoDecoder, OpenVinoSlotDecoder
     except ImportError as error:
         raise _not_installed(error) from error
-    return OpenVinoDecoder(spec)
+    return OpenVinoDecoder(spec) if spec.attention == "paged" else OpenVinoSlotDecoder(spec)
 
 
 def _check_backend(backend: str) -> None:

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple, Protocol
 from .base import Logits
 
 __all__ = [
+    "AttentionKind",
     "CachePrecision",
     "DecoderEngine",
     "DecoderLimits",
@@ -25,6 +26,7 @@ __all__ = [
 
 DecoderPrecision = Literal["fp32", "bf16", "int8", "int4"]
 CachePrecision = Literal["fp32", "bf16", "u8"]
+AttentionKind = Literal["paged", "slots"]
 
 
 class LayerGeometry(NamedTuple):
@@ -60,6 +62,9 @@ class DecoderSpec:
         max_sequences: Most sequences of a step.
         cache_bytes: Most memory for cached keys and values.
         num_threads: Processor threads.
+        attention: "paged" by an operator of the runtime over blocks that sequences may share;
+            "slots" by the graph's own operators, over a slot of each sequence: slower, and any
+            attention that the graph can say.
     """
 
     model: Path
@@ -72,6 +77,7 @@ class DecoderSpec:
     max_sequences: int
     cache_bytes: int
     num_threads: int
+    attention: AttentionKind = "paged"
 
 
 @dataclass(frozen=True, slots=True)
