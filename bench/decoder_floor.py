@@ -44,6 +44,7 @@ def main(version: Path) -> None:
         max_sequences=manifest.limits.max_batch,
         cache_bytes=_CACHE_BYTES,
         num_threads=available_threads(),
+        attention=chosen.attention,
     )
     engine = create_decoder(chosen.backend, spec)
     print("ready", flush=True)

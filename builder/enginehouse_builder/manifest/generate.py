@@ -155,6 +155,8 @@ class DecoderEngine(BuiltEngine):
         certificate: Its accuracy.
         probes: Prompts with the tokens that the certified engine went on with.
         step_times: Measured times.
+        attention: "paged" by an operator of the runtime, over blocks that sequences may share;
+            "slots" by the graph's own operators, over a slot of each sequence.
     """
 
     precision: Literal["fp32", "bf16", "int8", "int4"]
@@ -162,3 +164,4 @@ class DecoderEngine(BuiltEngine):
     certificate: GenerateCertificate
     probes: tuple[TokenProbe, ...]
     step_times: tuple[StepTime, ...]
+    attention: Literal["paged", "slots"] = "paged"
