@@ -17,4 +17,9 @@ def obstacle_to_paging(layers: Sequence[LayerGeometry]) -> str | None:
     """
     if any(layer.softcap for layer in layers):
         return "soft-caps its attention, which OpenVINO's paged attention does not"
+    if any(layer.has_slopes and layer.window for layer in layers):
+        return (
+            "has a linear bias (ALiBi) within a window, which OpenVINO's paged attention computes "
+            "wrongly"
+        )
     return None
