@@ -44,7 +44,8 @@ class SlotStep:
     @property
     def num_kept(self) -> int:
         """Places that the longest row's slot must have, padding included."""
-        return int(self.write_index.max()) + self.input_ids.shape[1]
+        length: int = self.input_ids.shape[1]
+        return int(self.write_index.max()) + length
 
 
 def slot_limits(spec: DecoderSpec) -> DecoderLimits:
@@ -126,5 +127,6 @@ def fine(count: int) -> int:
 
 
 def _up(count: int, to_octave: int) -> int:
-    unit = max(1, (1 << max(0, count - 1).bit_length() - 1) // to_octave) if count > 1 else 1
+    octave = 1 << (count - 1).bit_length() - 1 if count > 1 else 1  # the power of 2 below count
+    unit = max(1, octave // to_octave)
     return -(-count // unit) * unit

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from enginehouse_server.engine.create import create_decoder
-from enginehouse_server.engine.decoder import DecoderEngine, StepItem
+from enginehouse_server.engine.decoder import DecoderEngine, DecoderSpec, LayerGeometry, StepItem
 from enginehouse_server.engine.openvino import OpenVinoSlotDecoder
 from enginehouse_server.engine.openvino.device import describe_device
 from enginehouse_server.errors import PlanMismatchError
@@ -23,6 +23,7 @@ from enginehouse_server.scheduler import (
     StepFigures,
 )
 from tests.conftest import Decoder
+from tests.fixtures.attention import VOCABULARY, attend, make_tables, write_attention
 from tests.fixtures.decoders import DecoderExport, export_of, make_decoder
 from tests.fixtures.driving import run_step
 
@@ -56,8 +57,8 @@ class Original:
             self.check(found, [(sequence, start + i) for i in range(len(tokens))])
 
 
-# Without a window, with one, with both kinds of layers, and with learned positions.
-@pytest.fixture(scope="module", params=["llama", "mistral", "gemma3", "gpt2"])
+# With bounded scores and windows, without either, and with learned positions.
+@pytest.fixture(scope="module", params=["gemma2", "llama", "gpt2"])
 def original(request: pytest.FixtureRequest, decoder: Decoder) -> Iterator[Original]:
     made = Original(decoder(request.param))
     yield made
@@ -130,6 +131,42 @@ def test_what_is_no_number_stays_with_its_own_sequence(tmp_path: Path) -> None:
         found = run_step(engine, StepItem([1], 0, [3, poison] * 30))
         assert np.isnan(found).all()
         np.testing.assert_array_equal(run_step(engine, StepItem([1], 0, tokens, 50)), expected)
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        LayerGeometry(4, 2, 16, 16, 0, softcap=2.0),
+        LayerGeometry(4, 2, 16, 16, 0, has_sinks=True),
+        LayerGeometry(4, 2, 16, 16, 9, has_slopes=True),
+        LayerGeometry(4, 2, 16, 8, 20, softcap=3.0, has_slopes=True, has_sinks=True),
+    ],
+    ids=["softcap", "sinks", "slopes in a window", "all, of narrow values"],
+)
+def test_a_layer_attends_as_the_graph_says(geometry: LayerGeometry, tmp_path: Path) -> None:
+    tables = make_tables(geometry)
+    write_attention(geometry, tables, tmp_path / "model.onnx")
+    spec = DecoderSpec(
+        model=tmp_path / "model.onnx",
+        precision="fp32",
+        cache_precision="fp32",
+        layers=(geometry,),
+        vocab_size=geometry.num_heads * geometry.value_dim,
+        max_tokens=96,
+        max_step_tokens=64,
+        max_sequences=2,
+        cache_bytes=1 << 20,
+        num_threads=1,
+        attention="slots",
+    )
+    tokens = np.random.default_rng(0).integers(0, VOCABULARY, 70)
+    with OpenVinoSlotDecoder(spec) as engine:
+        rows = [run_step(engine, StepItem([1], 0, tokens[:37].tolist(), 37))]
+        for place in range(37, 40):
+            rows.append(run_step(engine, StepItem([1], place, tokens[place : place + 1].tolist())))
+        rows.append(run_step(engine, StepItem([1], 40, tokens[40:].tolist(), 30)))
+    expected = attend(tokens, geometry, tables)
+    np.testing.assert_allclose(np.concatenate(rows), expected, atol=1e-4)
 
 
 @pytest.mark.skipif(not describe_device().has_bf16, reason="this processor has no bf16")

@@ -102,7 +102,7 @@ def _compiled(case: Case) -> ov.CompiledModel:
     value_now = gathered(values, value, place, KV_HEADS, VALUE_DIM)
     out = attend(query, key_now, value_now, seen, bias, geometry)
     inputs = [query, key, value, keys, values, *places, slopes, sinks]
-    model = ov.Model([ops.result(out)], [i.get_node() for i in inputs], "attention")  # type: ignore[arg-type]
+    model = ov.Model([ops.result(out)], [i.get_node() for i in inputs], "attention")
     return ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
 
@@ -123,7 +123,7 @@ def test_each_token_makes_of_what_it_sees_what_the_formula_says(
     keys, values = _floats(KV_HEADS, 8, PAGE, KEY_DIM), _floats(KV_HEADS, 8, PAGE, VALUE_DIM)
     query = _floats(batch, HEADS, length, KEY_DIM)
     key, value = _floats(batch, KV_HEADS, length, KEY_DIM), _floats(batch, KV_HEADS, length, 4)
-    slopes, sinks = -np.abs(_floats(HEADS)) / 10, _floats(HEADS)
+    slopes, sinks = np.abs(_floats(HEADS)) * np.float32(0.1), _floats(HEADS)
     first = np.arange(batch, dtype=np.int32) * NUM_PAGES * PAGE + starts
     # What a row does not see may be anything: no number, even.
     for row, start in enumerate(starts.tolist()):
