@@ -73,7 +73,7 @@ class BuildSpec:
         """Of a decoder's cached keys and values, by how it attends to them.
 
         Raises:
-            SpecError: The one asked for is not to be had in slots.
+            SpecError: It, or the arithmetic, is to be of a precision that slots do not come in.
         """
         if attention == "paged":
             return self.cache_precision or ("fp32" if self.precision == "fp32" else "u8")
@@ -82,5 +82,10 @@ class BuildSpec:
                 f"--cache-precision is {self.cache_precision}, but this model's attention is none "
                 "that the runtime has an operator for: its keys and values are kept in slots, in "
                 "fp32. Leave the option out"
+            )
+        if self.precision == "bf16":
+            raise SpecError(
+                "--precision is bf16, but this model's attention is none that the runtime has an "
+                "operator for: it is computed in slots, in fp32. Use fp32, int8 or int4"
             )
         return "fp32"

@@ -50,9 +50,16 @@ def test_one_slot_is_enough_for_a_certificate(spec: BuildSpec) -> None:
     assert published.manifest.decoders[0].certificate.token_agreement == 1
 
 
-def test_another_precision_of_the_cache_is_refused(spec: BuildSpec) -> None:
-    with pytest.raises(SpecError, match="kept in slots, in fp32"):
-        build(replace(spec, cache_precision="u8"), Display(quiet=True))
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        (BuildSpec("m", Path(), Path(), cache_precision="u8"), "kept in slots, in fp32"),
+        (BuildSpec("m", Path(), Path(), precision="bf16"), "Use fp32, int8 or int4"),
+    ],
+)
+def test_other_precisions_are_refused(asked: BuildSpec, reason: str) -> None:
+    with pytest.raises(SpecError, match=reason):
+        asked.decoder_cache_precision("slots")
 
 
 def test_slots_are_as_many_as_half_of_the_free_memory_holds(

@@ -22,8 +22,6 @@ from .slot_cache import SlotCache
 
 __all__ = ["OpenVinoSlotDecoder"]
 
-_PRECISION_HINT = {"fp32": "f32", "bf16": "bf16", "int8": "f32", "int4": "f32"}
-
 
 class OpenVinoSlotDecoder:
     """A compiled model, its slots, and one infer request."""
@@ -34,16 +32,22 @@ class OpenVinoSlotDecoder:
         """Reads, lowers and compiles the model: seconds, and about the weights' size in memory.
 
         Raises:
-            PlanMismatchError: OpenVINO cannot read, lower or compile the file, the processor does
-                not compute in the precision asked for, or the cache has no room for a slot.
+            PlanMismatchError: OpenVINO cannot read, lower or compile the file, arithmetic or cache
+                are to be of another precision than fp32, or the cache has no room for a slot.
         """
         self.limits = slot_limits(spec)
         device = describe_device()
         self.runtime_version, self.device = device.runtime_version, device.name
+        if spec.precision == "bf16":
+            # The plugin would convert the whole cache, and not what is read of it, at every step.
+            raise PlanMismatchError(
+                "attention over slots is computed in fp32, not in bf16: build the model with "
+                "PRECISION=fp32, int8 or int4"
+            )
         core = ov.Core()
         model = lower_slots(core, spec.model, spec.layers)
         settings = {
-            "INFERENCE_PRECISION_HINT": _PRECISION_HINT[spec.precision],
+            "INFERENCE_PRECISION_HINT": "f32",
             "INFERENCE_NUM_THREADS": spec.num_threads,
             "NUM_STREAMS": 1,
         }
