@@ -71,7 +71,7 @@ def contexts_of(spec: DecoderSpec) -> Contexts:
     wanted = max(most * (lengths[-1] + 1 + _BLOCK), min(spec.max_tokens, lengths[-1] + _PIECES[-1]))
     free = available_bytes()
     if free is not None:
-        allowed = int(free * _CACHE_SHARE) // token_bytes(spec)
+        allowed = int(free * _CACHE_SHARE) // token_bytes(spec) - _BLOCK
         wanted = max(min(wanted, allowed), min(spec.max_tokens, lengths[0] + _PIECES[-1]))
     return Contexts(lengths, wanted)
 
