@@ -5,20 +5,39 @@ from contextlib import contextmanager
 
 from enginehouse_server.engine.create import create_decoder
 from enginehouse_server.engine.decoder import DecoderEngine, DecoderSpec
+from enginehouse_server.engine.memory import available_bytes
 from enginehouse_server.errors import EnginehouseError
 
 from .errors import BuildError, UnsupportedModelError
 
-__all__ = ["cache_bytes", "opened_decoder"]
+__all__ = ["cache_bytes", "opened_decoder", "token_bytes"]
 
 _BYTES = 4  # of a cached number, in the widest precision
 _BLOCK = 32  # tokens: a sequence's last block may be nearly empty
+_LEAST_SLOTS = 3  # a sequence, its twin, and another
+_SHARE_OF_FREE_MEMORY = 0.5
 
 
 def cache_bytes(spec: DecoderSpec, num_tokens: int) -> int:
-    """Memory in which so many tokens fit, whatever the precision of the cache."""
+    """Memory in which so many tokens fit, whatever the precision of the cache.
+
+    Slots are each as long as the longest sequence, whatever is in them. There is one for every
+    sequence that may run, as far as half of the free memory goes.
+    """
+    if spec.attention == "paged":
+        return token_bytes(spec) * (num_tokens + _BLOCK)
+    slot_bytes = token_bytes(spec) * (spec.max_tokens + _BLOCK)
+    free = available_bytes()
+    if free is None:
+        return slot_bytes * spec.max_sequences
+    fitting = max(_LEAST_SLOTS, int(free * _SHARE_OF_FREE_MEMORY) // slot_bytes)
+    return slot_bytes * min(spec.max_sequences, fitting)
+
+
+def token_bytes(spec: DecoderSpec) -> int:
+    """Memory that the keys and values of a token take at most."""
     width = sum(layer.num_kv_heads * (layer.key_dim + layer.value_dim) for layer in spec.layers)
-    return width * _BYTES * (num_tokens + _BLOCK)
+    return width * _BYTES
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from enginehouse_server.engine.decoder import DecoderEngine, DecoderSpec, StepItem
 from enginehouse_server.engine.memory import available_bytes
 
-from .decoder_file import cache_bytes
+from .decoder_file import token_bytes
 from .manifest import StepTime
 
 __all__ = ["Contexts", "StepBudget", "contexts_of", "measure_decoder"]
@@ -71,7 +71,7 @@ def contexts_of(spec: DecoderSpec) -> Contexts:
     wanted = max(most * (lengths[-1] + 1 + _BLOCK), min(spec.max_tokens, lengths[-1] + _PIECES[-1]))
     free = available_bytes()
     if free is not None:
-        allowed = int(free * _CACHE_SHARE) // max(1, cache_bytes(spec, 1024) // 1024)
+        allowed = int(free * _CACHE_SHARE) // token_bytes(spec) - _BLOCK
         wanted = max(min(wanted, allowed), min(spec.max_tokens, lengths[0] + _PIECES[-1]))
     return Contexts(lengths, wanted)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from enginehouse_server.engine.base import Precision
-from enginehouse_server.engine.decoder import CachePrecision, DecoderPrecision
+from enginehouse_server.engine.decoder import AttentionKind, CachePrecision, DecoderPrecision
 
 from .errors import SpecError
 
@@ -27,7 +27,8 @@ class BuildSpec:
         revision: Branch, tag or commit on the hub; None is the default branch.
         adapter: Folder of a LoRA adapter that is merged into the model; None for none.
         precision: Arithmetic of the engine, or of its weights where those are narrower.
-        cache_precision: Of a decoder's cached keys and values; None is fp32 for fp32, else u8.
+        cache_precision: Of a decoder's cached keys and values; None is fp32 for fp32 and wherever
+            they are in slots, else u8.
         max_tokens: Longest row; of a decoder, prompt and answer together. None is the model's own
             limit, at most 512 for a classifier and 4096 for a decoder.
         max_batch: Most rows of a batch; of a decoder, most sequences at once.
@@ -68,7 +69,23 @@ class BuildSpec:
             raise SpecError("--precision int4 is for decoders: use fp32, bf16 or int8")
         return self.precision
 
-    @property
-    def decoder_cache_precision(self) -> CachePrecision:
-        """Of a decoder's cached keys and values."""
-        return self.cache_precision or ("fp32" if self.precision == "fp32" else "u8")
+    def decoder_cache_precision(self, attention: AttentionKind) -> CachePrecision:
+        """Of a decoder's cached keys and values, by how it attends to them.
+
+        Raises:
+            SpecError: It, or the arithmetic, is to be of a precision that slots do not come in.
+        """
+        if attention == "paged":
+            return self.cache_precision or ("fp32" if self.precision == "fp32" else "u8")
+        if self.cache_precision not in (None, "fp32"):
+            raise SpecError(
+                f"--cache-precision is {self.cache_precision}, but this model's attention is none "
+                "that the runtime has an operator for: its keys and values are kept in slots, in "
+                "fp32. Leave the option out"
+            )
+        if self.precision == "bf16":
+            raise SpecError(
+                "--precision is bf16, but this model's attention is none that the runtime has an "
+                "operator for: it is computed in slots, in fp32. Use fp32, int8 or int4"
+            )
+        return "fp32"

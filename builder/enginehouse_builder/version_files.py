@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from enginehouse_server.engine.base import Precision
-from enginehouse_server.engine.decoder import CachePrecision, DecoderPrecision
+from enginehouse_server.engine.decoder import AttentionKind, CachePrecision, DecoderPrecision
 
 from .cache import sealed_hashes, versions_of
 from .certify import Certified, CertifiedDecoder, ContinuationFile, ReferenceFile
@@ -61,6 +61,7 @@ class ProvenDecoder:
         task: What serves it.
         precision: Of its engine's weights.
         cache_precision: Of its engine's cache.
+        attention: How its engine attends to the cache.
         certified: The engine's certificate and probes.
         step_times: Measured times.
     """
@@ -68,6 +69,7 @@ class ProvenDecoder:
     task: GenerateTask
     precision: DecoderPrecision
     cache_precision: CachePrecision
+    attention: AttentionKind
     certified: CertifiedDecoder
     step_times: tuple[StepTime, ...]
 
@@ -178,6 +180,7 @@ def _decoder_of(parts: Parts, proven: ProvenDecoder, files: Mapping[str, File]) 
         certificate=proven.certified.certificate,
         probes=proven.certified.probes,
         step_times=proven.step_times,
+        attention=proven.attention,
     )
 
 

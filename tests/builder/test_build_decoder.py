@@ -58,6 +58,7 @@ def _engine_spec(folder: Path, manifest: Manifest) -> DecoderSpec:
         max_sequences=manifest.limits.max_batch,
         cache_bytes=0,
         num_threads=2,
+        attention=engine.attention,
     )
     return replace(spec, cache_bytes=cache_bytes(spec, 512))
 

@@ -135,8 +135,11 @@ def _works(engine: DecoderEngine, texts: Sequence[Continuation]) -> list[Work]:
     """Every prompt once, and twins of the longest usual ones, which begin with their blocks."""
     works = [Work(text.prompt, len(text.tokens)) for text in texts]
     usual = [i for i, t in enumerate(texts) if shareable_tokens(engine, len(t.prompt)) > 0]
+    # A twin copies from a slot that is kept for it; one must be left for all others to run in.
+    limits = engine.limits
+    most = _NUM_TWINS if limits.shares_blocks else min(_NUM_TWINS, limits.num_blocks - 1)
     usual.sort(key=lambda i: (len(texts[i].prompt_losses), i), reverse=True)
-    return works + [works[i]._replace(twin_of=i) for i in usual[:_NUM_TWINS]]
+    return works + [works[i]._replace(twin_of=i) for i in usual[:most]]
 
 
 def _fault(trial: _Trial, tolerance: TokenTolerance) -> str:

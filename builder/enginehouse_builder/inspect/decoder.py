@@ -22,6 +22,10 @@ __all__ = ["decoder_facts", "decoder_line", "show_decoder"]
 
 _CACHE_BITS = {"fp32": 32, "bf16": 16, "u8": 8}
 _SHOWN_TOKENS = 10
+_ATTENDS = {
+    "paged": "paged: by an operator of the runtime, over blocks that sequences may share",
+    "slots": "slots: by the graph's own operators, over a slot of each sequence",
+}
 
 
 def decoder_line(engine: DecoderEngine) -> tuple[str, str, str]:
@@ -79,6 +83,7 @@ def _engine_facts(engine: DecoderEngine, manifest: Manifest) -> dict[str, str]:
         "perplexity": f"{found.perplexity:.5g} on the samples, the original's "
         f"{found.reference_perplexity:.5g}",
     }
+    facts["attends"] = _ATTENDS[engine.attention]
     if manifest.generate is not None:
         facts["cache"] = _cache(engine, manifest.generate.layers)
     return facts

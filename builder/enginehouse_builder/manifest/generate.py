@@ -26,6 +26,9 @@ class AttentionLayer:
         key_dim: Width of a key of one head.
         value_dim: Width of a value of one head.
         window: How many positions, itself included, a token sees; 0 for all before it.
+        softcap: Bound `c` of scores, which become `c * tanh(score / c)`; 0 for none.
+        has_slopes: Whether a score falls with the distance, by a slope of each head (ALiBi).
+        has_sinks: Whether a logit of each head, without a value, takes part in the softmax.
     """
 
     num_heads: int
@@ -33,6 +36,9 @@ class AttentionLayer:
     key_dim: int
     value_dim: int
     window: int
+    softcap: float = 0.0
+    has_slopes: bool = False
+    has_sinks: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +155,8 @@ class DecoderEngine(BuiltEngine):
         certificate: Its accuracy.
         probes: Prompts with the tokens that the certified engine went on with.
         step_times: Measured times.
+        attention: "paged" by an operator of the runtime, over blocks that sequences may share;
+            "slots" by the graph's own operators, over a slot of each sequence.
     """
 
     precision: Literal["fp32", "bf16", "int8", "int4"]
@@ -156,3 +164,4 @@ class DecoderEngine(BuiltEngine):
     certificate: GenerateCertificate
     probes: tuple[TokenProbe, ...]
     step_times: tuple[StepTime, ...]
+    attention: Literal["paged", "slots"] = "paged"

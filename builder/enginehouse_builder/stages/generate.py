@@ -65,6 +65,7 @@ class DecoderGraph:
             "graph": self.key,
             "precision": spec.precision,
             "cache": spec.cache_precision,
+            "attention": spec.attention,
             "limits": [spec.max_tokens, spec.max_step_tokens, spec.max_sequences],
         }
 

@@ -1,5 +1,7 @@
 """Builds a decoder: export, quantize, certify, measure."""
 
+from dataclasses import astuple
+
 from enginehouse_builder.certify import CertifiedDecoder, choose_prompts
 from enginehouse_builder.errors import SpecError
 from enginehouse_builder.export import ExportedDecoder
@@ -16,6 +18,7 @@ from enginehouse_builder.stages.generate import (
     run_reference,
 )
 from enginehouse_builder.version_files import Parts, ProvenDecoder
+from enginehouse_server.engine.create import attention_for
 from enginehouse_server.engine.decoder import DecoderSpec, LayerGeometry
 from enginehouse_server.text import Tokenizer
 
@@ -72,6 +75,7 @@ def build_decoder(building: Building) -> Parts:
             task=exported.value.generate,
             precision=graph.spec.precision,
             cache_precision=graph.spec.cache_precision,
+            attention=graph.spec.attention,
             certified=certified.value,
             step_times=times.value.times,
         ),
@@ -94,6 +98,9 @@ def _graph(building: Building, exported: Result[ExportedDecoder], limits: Limits
     """The graph of the precision asked for: the canonical one, or one of rounded weights."""
     context, task = building.context, exported.value.generate
     precision = context.spec.precision
+    layers = tuple(LayerGeometry(*astuple(layer)) for layer in task.layers)
+    attention = attention_for("openvino", layers)
+    cache_precision = context.spec.decoder_cache_precision(attention)
     model, key = exported.folder / MODEL_FILE, exported.key
     if precision in ("int8", "int4"):
         with building.stage("quantize") as stage:
@@ -110,19 +117,15 @@ def _graph(building: Building, exported: Result[ExportedDecoder], limits: Limits
     spec = DecoderSpec(
         model=model,
         precision=precision,
-        cache_precision=context.spec.decoder_cache_precision,
-        layers=tuple(
-            LayerGeometry(
-                layer.num_heads, layer.num_kv_heads, layer.key_dim, layer.value_dim, layer.window
-            )
-            for layer in task.layers
-        ),
+        cache_precision=cache_precision,
+        layers=layers,
         vocab_size=task.vocab_size,
         max_tokens=limits.max_tokens,
         max_step_tokens=limits.max_batch_tokens,
         max_sequences=limits.max_batch,
         cache_bytes=0,
         num_threads=context.num_threads,
+        attention=attention,
     )
     return DecoderGraph(spec, key)
 

@@ -1,11 +1,27 @@
 """Makes the engine of a backend, importing that runtime alone."""
 
+from collections.abc import Sequence
+
 from enginehouse_server.errors import PlanMismatchError
 
 from .base import EncoderEngine, EncoderSpec
-from .decoder import DecoderEngine, DecoderSpec
+from .decoder import AttentionKind, DecoderEngine, DecoderSpec, LayerGeometry
 
-__all__ = ["create_decoder", "create_encoder"]
+__all__ = ["attention_for", "create_decoder", "create_encoder"]
+
+
+def attention_for(backend: str, layers: Sequence[LayerGeometry]) -> AttentionKind:
+    """How a backend is to run a model of such layers.
+
+    Raises:
+        PlanMismatchError: The backend is unknown or not installed.
+    """
+    _check_backend(backend)
+    try:
+        from .openvino.paging import obstacle_to_paging
+    except ImportError as error:
+        raise _not_installed(error) from error
+    return "paged" if obstacle_to_paging(layers) is None else "slots"
 
 
 def create_encoder(backend: str, spec: EncoderSpec) -> EncoderEngine:
@@ -30,10 +46,10 @@ def create_decoder(backend: str, spec: DecoderSpec) -> DecoderEngine:
     """
     _check_backend(backend)
     try:
-        from .openvino import OpenVinoDecoder
+        from .openvino import OpenVinoDecoder, OpenVinoSlotDecoder
     except ImportError as error:
         raise _not_installed(error) from error
-    return OpenVinoDecoder(spec)
+    return OpenVinoDecoder(spec) if spec.attention == "paged" else OpenVinoSlotDecoder(spec)
 
 
 def _check_backend(backend: str) -> None:

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple, Protocol
 from .base import Logits
 
 __all__ = [
+    "AttentionKind",
     "CachePrecision",
     "DecoderEngine",
     "DecoderLimits",
@@ -25,6 +26,7 @@ __all__ = [
 
 DecoderPrecision = Literal["fp32", "bf16", "int8", "int4"]
 CachePrecision = Literal["fp32", "bf16", "u8"]
+AttentionKind = Literal["paged", "slots"]
 
 
 class LayerGeometry(NamedTuple):
@@ -36,6 +38,9 @@ class LayerGeometry(NamedTuple):
         key_dim: Width of a key of one head.
         value_dim: Width of a value of one head.
         window: How many positions, itself included, a token sees; 0 for all before it.
+        softcap: Bound `c` of scores, which become `c * tanh(score / c)`; 0 for none.
+        has_slopes: Whether a score falls with the distance, by a slope of each head (ALiBi).
+        has_sinks: Whether a logit of each head, without a value, takes part in the softmax.
     """
 
     num_heads: int
@@ -43,6 +48,9 @@ class LayerGeometry(NamedTuple):
     key_dim: int
     value_dim: int
     window: int
+    softcap: float = 0.0
+    has_slopes: bool = False
+    has_sinks: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +68,9 @@ class DecoderSpec:
         max_sequences: Most sequences of a step.
         cache_bytes: Most memory for cached keys and values.
         num_threads: Processor threads.
+        attention: "paged" by an operator of the runtime over blocks that sequences may share;
+            "slots" by the graph's own operators, over a slot of each sequence: slower, and any
+            attention that the graph can say.
     """
 
     model: Path
@@ -72,6 +83,7 @@ class DecoderSpec:
     max_sequences: int
     cache_bytes: int
     num_threads: int
+    attention: AttentionKind = "paged"
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,6 +130,7 @@ def _spec(
         max_sequences=_lowered(limits.max_batch, settings.max_running),
         cache_bytes=settings.cache_bytes or _default_cache_bytes(weights, name_of(manifest)),
         num_threads=settings.num_threads,
+        attention=chosen.attention,
     )
 
 

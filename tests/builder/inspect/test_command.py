@@ -42,6 +42,7 @@ def test_a_decoder_is_shown_with_its_geometry_proof_and_times(built_decoder: Bui
         "96 tokens a sequence, 4 sequences at once, 512 new tokens a step",
         "2 layers: 4 heads of 8 on 2 of keys",
         "cache in u8",
+        "paged: by an operator of the runtime",
         "greedy tokens are the original's",
         "perplexity",
         "goes on with",

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from enginehouse_builder.export.loading import quiet
 
 from .masks import MaskFunction
 
-__all__ = ["Attend", "ForeignCache", "MakeMask", "check_extras", "head_rows", "plugged"]
+__all__ = ["Attend", "Extras", "ForeignCache", "MakeMask", "head_rows", "plugged", "understand"]
 
 _NAME = "enginehouse"
 
@@ -23,13 +24,27 @@ Attended = tuple[Tensor, None]
 Attend = Callable[..., Attended]
 MakeMask = Callable[[MaskFunction], Tensor | None]
 
-# What models hand to attention that changes nothing here.
-_HARMLESS = frozenset({"dropout", "position_ids", "cache_position", "use_cache", "is_causal"})
+# What models hand to attention that changes nothing here; a window is read from the mask.
+_HARMLESS = frozenset(
+    {"dropout", "position_ids", "cache_position", "use_cache", "is_causal", "sliding_window"}
+)
 _KNOWN_EXTRAS = {
-    "softcap": "soft-caps its attention",
-    "s_aux": "has attention sinks",
     "position_bias": "adds a position bias to its attention",
 }
+
+
+class Extras(NamedTuple):
+    """What more a model's attention does, as the operator's own inputs and attributes say it.
+
+    Attributes:
+        softcap: Bound of the scores; 0 for none.
+        slopes: Of the linear bias, `[heads]`.
+        sinks: Logits beside the scores, `[heads]`.
+    """
+
+    softcap: float
+    slopes: Tensor | None
+    sinks: Tensor | None
 
 
 class ForeignCache(Cache):
@@ -131,17 +146,31 @@ def head_rows(model: PreTrainedModel, rows: Callable[[], Tensor]) -> Iterator[li
         hook.remove()
 
 
-def check_extras(extras: Mapping[str, object]) -> None:
-    """Refuses what a model hands to its attention that is not known to change nothing.
+def understand(extras: Mapping[str, object]) -> Extras:
+    """What a model hands to its attention beside queries, keys, values, mask and scale.
+
+    Args:
+        extras: By the names that transformers' models use: `softcap` and `s_aux`, which are sinks;
+            and `slopes`.
 
     Raises:
-        UnsupportedModelError: Such a thing is there; it is named.
+        UnsupportedModelError: Something else is there that may change something; it is named.
     """
+    softcap, slopes, sinks = (extras.get(name) for name in ("softcap", "slopes", "s_aux"))
     for name, value in extras.items():
         if name in _HARMLESS or value is None or value is False:
             continue
+        if name == "softcap" and isinstance(value, int | float):
+            continue
+        if name in ("slopes", "s_aux") and isinstance(value, Tensor):
+            continue
         does = _KNOWN_EXTRAS.get(name, f"computes its attention with {name!r}")
         raise UnsupportedModelError(f"it {does}, which this version cannot convert")
+    return Extras(
+        softcap=float(softcap) if isinstance(softcap, int | float) else 0.0,
+        slopes=slopes if isinstance(slopes, Tensor) else None,
+        sinks=sinks if isinstance(sinks, Tensor) else None,
+    )
 
 
 def _unplugged(*_: object, **__: object) -> Attended:

@@ -8,5 +8,6 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 from .decoder import OpenVinoDecoder  # noqa: E402
 from .encoder import OpenVinoEncoder  # noqa: E402
+from .slot_decoder import OpenVinoSlotDecoder  # noqa: E402
 
-__all__ = ["OpenVinoDecoder", "OpenVinoEncoder"]
+__all__ = ["OpenVinoDecoder", "OpenVinoEncoder", "OpenVinoSlotDecoder"]

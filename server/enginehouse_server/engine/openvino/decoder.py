@@ -101,6 +101,13 @@ def _check_precision(core: ov.Core, spec: DecoderSpec, device: str) -> None:
             f"OpenVINO computes {spec.precision} in {computes} and caches it in that or in u8, not "
             f"in {spec.cache_precision}: choose another CACHE_PRECISION"
         )
+    narrow = (layer for layer in spec.layers if layer.value_dim < layer.key_dim)
+    if spec.cache_precision == "u8" and (layer := next(narrow, None)):
+        raise PlanMismatchError(
+            f"OpenVINO reads a cache in u8 wrongly where values are narrower than keys, here "
+            f"{layer.value_dim} and {layer.key_dim} wide: build the model with "
+            f"CACHE_PRECISION={computes}"
+        )
     capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if computes == "bf16" and "BF16" not in capabilities:
         raise PlanMismatchError(
