@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enginehouse_builder.manifest import (
-    AttentionLayer,
     FILE_NAME,
+    AttentionLayer,
     Bucket,
     Certificate,
     ClassifyTask,
