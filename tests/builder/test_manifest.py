@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from enginehouse_builder.manifest import (
     FILE_NAME,
+    AttentionLayer,
     Bucket,
     Certificate,
     ClassifyTask,
@@ -115,6 +116,18 @@ def test_what_is_written_is_read(
     folder = tmp_path_factory.mktemp("version")
     write_manifest(manifest, folder)
     assert read_manifest(folder) == manifest
+
+
+def test_a_layer_written_before_there_was_more_to_say_of_it_is_read() -> None:
+    layer = AttentionLayer(4, 2, 8, 8, window=5)
+    written = to_json(layer)
+    assert isinstance(written, dict)
+    for later in ("softcap", "has_slopes", "has_sinks"):
+        del written[later]
+    assert from_json(AttentionLayer, written, "layer") == layer
+    del written["window"]
+    with pytest.raises(ValueError, match=r"layer lacks \['window'\]"):
+        from_json(AttentionLayer, written, "layer")
 
 
 def test_values_of_different_types_in_one_list_are_each_checked() -> None:

@@ -110,8 +110,14 @@ def _shape(layer: AttentionLayer) -> str:
     width = str(layer.key_dim)
     if layer.value_dim != layer.key_dim:
         width += f" (values {layer.value_dim})"
-    window = f", window of {layer.window}" if layer.window else ""
-    return f"{layer.num_heads} heads of {width} on {layer.num_kv_heads} of keys{window}"
+    more = {
+        f"window of {layer.window}": layer.window,
+        f"scores capped at {layer.softcap:g}": layer.softcap,
+        "linear bias": layer.has_slopes,
+        "sinks": layer.has_sinks,
+    }
+    said = "".join(f", {text}" for text, is_there in more.items() if is_there)
+    return f"{layer.num_heads} heads of {width} on {layer.num_kv_heads} of keys{said}"
 
 
 def _ends(task: GenerateTask) -> str:

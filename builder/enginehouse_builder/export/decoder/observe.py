@@ -19,6 +19,7 @@ from enginehouse_builder.manifest import AttentionLayer
 
 from .interface import ForeignCache, head_rows, plugged, understand
 from .masks import MaskFunction, window_of
+from .meaning import check_meaning
 
 __all__ = ["Observed", "observe"]
 
@@ -130,7 +131,7 @@ class _Observer(ForeignCache):
                     f"its attention has {heads} heads, and for them slopes or sinks of the shape "
                     f"{tuple(per_head.shape)}"
                 )
-        self.attended[self.layer] = AttentionLayer(
+        layer = AttentionLayer(
             num_heads=heads,
             num_kv_heads=kv_heads,
             key_dim=key.shape[3],
@@ -140,4 +141,6 @@ class _Observer(ForeignCache):
             has_slopes=given.slopes is not None,
             has_sinks=given.sinks is not None,
         )
+        check_meaning(module, layer, scaling, extras)
+        self.attended[self.layer] = layer
         return query.new_zeros(query.shape[0], _LENGTH, heads, value.shape[3]), None

@@ -13,6 +13,7 @@ from enginehouse_builder.errors import SpecError, UnsupportedModelError
 from enginehouse_builder.export.decoder import ExportedDecoder
 from enginehouse_builder.manifest import AttentionLayer, GenerationDefaults, from_json, to_json
 from enginehouse_server.engine.openvino import OpenVinoDecoder
+from enginehouse_server.errors import PlanMismatchError
 from tests.conftest import Decoder
 from tests.fixtures.checkpoints import WIDE_FAMILIES
 from tests.fixtures.decoders import (
@@ -105,13 +106,40 @@ def run_portably(made: DecoderExport, prompts: Sequence[list[int]]) -> list[NDAr
     return [np.concatenate(found) for found in rows]
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral"])  # without a window, and with one
-def test_the_bodies_of_the_operators_say_the_same(family: str, decoder: Decoder) -> None:
-    made = decoder(family)
+def assert_portably_the_same(made: DecoderExport) -> None:
     prompts = [p for p in prompts_for(made) if len(p) > 8]
     for prompt, found in zip(prompts, run_portably(made, prompts), strict=True):
         original = made.original_logits(prompt)
         assert np.abs(found - original).max() < TOLERANCE * np.abs(original).max()
+
+
+# Without a window, with one, with sinks and with bounded scores.
+@pytest.mark.parametrize(
+    "family",
+    [
+        *("llama", "mistral", "granite_swa", "gemma2"),
+        pytest.param("vaultgemma", marks=pytest.mark.wide),
+    ],
+)
+def test_the_bodies_of_the_operators_say_the_same(family: str, decoder: Decoder) -> None:
+    assert_portably_the_same(decoder(family))
+
+
+def test_what_bounds_and_joins_the_scores_of_a_layer_is_seen(decoder: Decoder) -> None:
+    capped = decoder("gemma2").exported.generate.layers
+    assert [(layer.window, layer.softcap) for layer in capped] == [(8, 1.0), (0, 1.0), (8, 1.0)]
+    assert not any(layer.has_sinks or layer.has_slopes for layer in capped)
+    with_sinks = decoder("granite_swa").exported.generate.layers
+    assert [(layer.window, layer.has_sinks) for layer in with_sinks] == [
+        (8, True),
+        (0, True),
+        (8, True),
+    ]
+
+
+def test_bounded_scores_are_refused_by_paged_attention(decoder: Decoder) -> None:
+    with pytest.raises(PlanMismatchError, match="the model soft-caps its attention"):
+        OpenVinoDecoder(decoder("gemma2").spec())
 
 
 def test_the_file_needs_nothing_but_the_standard_and_the_two_operators(decoder: Decoder) -> None:
