@@ -1,5 +1,6 @@
 """Where transformers lets go of its own attention and cache."""
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -13,14 +14,14 @@ from transformers.modeling_utils import AttentionInterface
 from enginehouse_builder.errors import UnsupportedModelError
 from enginehouse_builder.export.loading import quiet
 
+from .families import adapted, is_adaptable
 from .masks import MaskFunction
 
-__all__ = ["Attend", "ForeignCache", "MakeMask", "check_extras", "head_rows", "plugged"]
+__all__ = ["ForeignCache", "MakeMask", "check_extras", "head_rows", "logits_of", "plugged"]
 
 _NAME = "enginehouse"
 
 Attended = tuple[Tensor, None]
-Attend = Callable[..., Attended]
 MakeMask = Callable[[MaskFunction], Tensor | None]
 
 # What models hand to attention that changes nothing here.
@@ -33,7 +34,7 @@ _KNOWN_EXTRAS = {
 
 
 class ForeignCache(Cache):
-    """A cache that transformers writes to and reads from, and need know nothing more of.
+    """A cache that transformers writes to and reads from, and the attention over it.
 
     Attributes:
         layer: The layer that was written last; its attention comes next.
@@ -59,6 +60,19 @@ class ForeignCache(Cache):
         """The same, of the layer just set."""
         raise NotImplementedError
 
+    def attend(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float | None = None,
+        **extras: object,
+    ) -> Attended:
+        """What queries `[batch, heads, length, dim]` see, `[batch, length, heads, dim]`."""
+        raise NotImplementedError
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Positions are given, not counted."""
         return 0
@@ -73,8 +87,10 @@ class ForeignCache(Cache):
 
 
 @contextmanager
-def plugged(model: PreTrainedModel, attend: Attend, make_mask: MakeMask) -> Iterator[None]:
-    """Within it the model computes its attention by `attend` and its masks by `make_mask`.
+def plugged(model: PreTrainedModel, cache: ForeignCache, make_mask: MakeMask) -> Iterator[None]:
+    """Within it the model computes its attention by the cache's and its masks by `make_mask`.
+
+    Attention that does not go through transformers' interface is replaced where it is known how.
 
     Raises:
         UnsupportedModelError: transformers has no way in to this model's attention.
@@ -83,21 +99,38 @@ def plugged(model: PreTrainedModel, attend: Attend, make_mask: MakeMask) -> Iter
     def mask(*_: object, mask_function: MaskFunction, **__: object) -> Tensor | None:
         return make_mask(mask_function)
 
-    AttentionInterface.register(_NAME, attend)
+    before = model.config._attn_implementation
+    AttentionInterface.register(_NAME, cache.attend)
     AttentionMaskInterface.register(_NAME, mask)
     try:
         with quiet():
             model.set_attn_implementation(_NAME)
+        if is_adaptable(model):  # transformers leaves such a model as it is
+            model.config._attn_implementation = _NAME
     except Exception as error:  # models refuse it in many ways
         raise UnsupportedModelError(
             "its attention is computed in its own way, which transformers does not let replace"
         ) from error
     try:
-        yield
+        with adapted(model, cache):
+            yield
     finally:
-        model.set_attn_implementation("eager")
+        model.config._attn_implementation = before
+        model.set_attn_implementation(before)
         AttentionInterface.register(_NAME, _unplugged)
         AttentionMaskInterface.register(_NAME, _unplugged)
+
+
+def logits_of(
+    model: PreTrainedModel, input_ids: Tensor, positions: Tensor, cache: ForeignCache
+) -> Tensor:
+    """Calls the model with as much of this as its code takes."""
+    given = {"position_ids": positions, "past_key_values": cache, "use_cache": True}
+    known = inspect.signature(model.forward).parameters
+    taken = {name: value for name, value in given.items() if name in known}
+    logits = model(input_ids=input_ids, **taken)[0]
+    assert isinstance(logits, Tensor)
+    return logits
 
 
 @contextmanager
