@@ -7,6 +7,7 @@ prompts of that many tokens; "prefill PROMPT" answers the milliseconds of one.
 
 import sys
 import time
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -36,10 +37,7 @@ def main(version: Path) -> None:
         model=version / chosen.model,
         precision=chosen.precision,
         cache_precision=chosen.cache_precision,
-        layers=tuple(
-            LayerGeometry(x.num_heads, x.num_kv_heads, x.key_dim, x.value_dim, x.window)
-            for x in task.layers
-        ),
+        layers=tuple(LayerGeometry(*astuple(layer)) for layer in task.layers),
         vocab_size=task.vocab_size,
         max_tokens=manifest.limits.max_tokens,
         max_step_tokens=manifest.limits.max_batch_tokens,

@@ -26,6 +26,9 @@ class AttentionLayer:
         key_dim: Width of a key of one head.
         value_dim: Width of a value of one head.
         window: How many positions, itself included, a token sees; 0 for all before it.
+        softcap: Bound `c` of scores, which become `c * tanh(score / c)`; 0 for none.
+        has_slopes: Whether a score falls with the distance, by a slope of each head (ALiBi).
+        has_sinks: Whether a logit of each head, without a value, takes part in the softmax.
     """
 
     num_heads: int
@@ -33,6 +36,9 @@ class AttentionLayer:
     key_dim: int
     value_dim: int
     window: int
+    softcap: float = 0.0
+    has_slopes: bool = False
+    has_sinks: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ Knows dataclasses of strings, numbers and bools, tuples and dicts of them, union
 needs the standard library alone.
 """
 
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import TypeVar, cast, get_args, get_origin, get_type_hints
 
@@ -28,6 +28,8 @@ def to_json(value: object) -> object:
 
 def from_json(kind: type[T], value: object, where: str) -> T:
     """A dataclass from what `to_json` made of it.
+
+    A field with a default may be missing: a later version has more of them than an earlier wrote.
 
     Args:
         kind: The dataclass; its fields' types say what is valid.
@@ -94,8 +96,11 @@ def _dataclass_from_json(kind: type, value: object, where: str) -> object:
     if not isinstance(value, dict):
         raise MismatchError(f"{where} must be an object, is {value!r}")
     hints = get_type_hints(kind)
-    if missing := sorted(hints.keys() - value.keys()):
+    required = {f.name for f in fields(kind) if f.default is MISSING}
+    if missing := sorted(required - value.keys()):
         raise MismatchError(f"{where} lacks {missing}")
     if unknown := sorted(value.keys() - hints.keys()):
         raise MismatchError(f"{where} has unknown {unknown}")
-    return kind(**{k: _parse(hint, value[k], f"{where}.{k}") for k, hint in hints.items()})
+    return kind(
+        **{k: _parse(hint, value[k], f"{where}.{k}") for k, hint in hints.items() if k in value}
+    )

@@ -1,5 +1,7 @@
 """Builds a decoder: export, quantize, certify, measure."""
 
+from dataclasses import astuple
+
 from enginehouse_builder.certify import CertifiedDecoder, choose_prompts
 from enginehouse_builder.errors import SpecError
 from enginehouse_builder.export import ExportedDecoder
@@ -111,12 +113,7 @@ def _graph(building: Building, exported: Result[ExportedDecoder], limits: Limits
         model=model,
         precision=precision,
         cache_precision=context.spec.decoder_cache_precision,
-        layers=tuple(
-            LayerGeometry(
-                layer.num_heads, layer.num_kv_heads, layer.key_dim, layer.value_dim, layer.window
-            )
-            for layer in task.layers
-        ),
+        layers=tuple(LayerGeometry(*astuple(layer)) for layer in task.layers),
         vocab_size=task.vocab_size,
         max_tokens=limits.max_tokens,
         max_step_tokens=limits.max_batch_tokens,

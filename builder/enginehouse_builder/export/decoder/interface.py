@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,20 +18,44 @@ from enginehouse_builder.export.loading import quiet
 from .families import adapted, is_adaptable
 from .masks import MaskFunction
 
-__all__ = ["ForeignCache", "MakeMask", "check_extras", "head_rows", "logits_of", "plugged"]
+__all__ = [
+    "Extras",
+    "ForeignCache",
+    "MakeMask",
+    "head_rows",
+    "logits_of",
+    "plugged",
+    "understand",
+]
 
 _NAME = "enginehouse"
 
 Attended = tuple[Tensor, None]
 MakeMask = Callable[[MaskFunction], Tensor | None]
 
-# What models hand to attention that changes nothing here.
-_HARMLESS = frozenset({"dropout", "position_ids", "cache_position", "use_cache", "is_causal"})
+# What models hand to attention that changes nothing here; a window is read from the mask.
+_HARMLESS = frozenset(
+    {"dropout", "position_ids", "cache_position", "use_cache", "is_causal", "sliding_window"}
+)
 _KNOWN_EXTRAS = {
-    "softcap": "soft-caps its attention",
-    "s_aux": "has attention sinks",
     "position_bias": "adds a position bias to its attention",
 }
+
+
+class Extras(NamedTuple):
+    """What more a model's attention does, as the operator's own inputs and attributes say it.
+
+    Attributes:
+        softcap: Bound of the scores; 0 for none.
+        slopes: Of the linear bias, `[heads]`.
+        sinks: Logits beside the scores, `[heads]`.
+        window: That the module keeps to by itself, whatever the mask; 0 for none.
+    """
+
+    softcap: float
+    slopes: Tensor | None
+    sinks: Tensor | None
+    window: int
 
 
 class ForeignCache(Cache):
@@ -95,17 +120,19 @@ def plugged(model: PreTrainedModel, cache: ForeignCache, make_mask: MakeMask) ->
     Raises:
         UnsupportedModelError: transformers has no way in to this model's attention.
     """
+    before, is_adapted = model.config._attn_implementation, is_adaptable(model)
 
     def mask(*_: object, mask_function: MaskFunction, **__: object) -> Tensor | None:
-        return make_mask(mask_function)
+        made = make_mask(mask_function)
+        # Models of the interface leave a mask to it; others may compute with theirs before.
+        return torch.zeros(1, 1, 1, 1) if made is None and is_adapted else made
 
-    before = model.config._attn_implementation
     AttentionInterface.register(_NAME, cache.attend)
     AttentionMaskInterface.register(_NAME, mask)
     try:
         with quiet():
             model.set_attn_implementation(_NAME)
-        if is_adaptable(model):  # transformers leaves such a model as it is
+        if is_adapted:  # transformers leaves such a model as it is
             model.config._attn_implementation = _NAME
     except Exception as error:  # models refuse it in many ways
         raise UnsupportedModelError(
@@ -164,17 +191,35 @@ def head_rows(model: PreTrainedModel, rows: Callable[[], Tensor]) -> Iterator[li
         hook.remove()
 
 
-def check_extras(extras: Mapping[str, object]) -> None:
-    """Refuses what a model hands to its attention that is not known to change nothing.
+def understand(extras: Mapping[str, object]) -> Extras:
+    """What a model hands to its attention beside queries, keys, values, mask and scale.
+
+    Args:
+        extras: By the names that transformers' models use: `softcap` and `s_aux`, which are sinks;
+            and, from adapters, `slopes` and `window`.
 
     Raises:
-        UnsupportedModelError: Such a thing is there; it is named.
+        UnsupportedModelError: Something else is there that may change something; it is named.
     """
+    softcap, slopes, sinks = (extras.get(name) for name in ("softcap", "slopes", "s_aux"))
+    window = extras.get("window", 0)
     for name, value in extras.items():
         if name in _HARMLESS or value is None or value is False:
             continue
+        if name == "softcap" and isinstance(value, int | float):
+            continue
+        if name in ("slopes", "s_aux") and isinstance(value, Tensor):
+            continue
+        if name == "window" and isinstance(value, int):
+            continue
         does = _KNOWN_EXTRAS.get(name, f"computes its attention with {name!r}")
         raise UnsupportedModelError(f"it {does}, which this version cannot convert")
+    return Extras(
+        softcap=float(softcap) if isinstance(softcap, int | float) else 0.0,
+        slopes=slopes if isinstance(slopes, Tensor) else None,
+        sinks=sinks if isinstance(sinks, Tensor) else None,
+        window=window if isinstance(window, int) else 0,
+    )
 
 
 def _unplugged(*_: object, **__: object) -> Attended:

@@ -18,7 +18,7 @@ from enginehouse_builder.export.loading import quiet
 from enginehouse_builder.manifest import AttentionLayer
 
 from .families import is_adaptable
-from .interface import ForeignCache, check_extras, head_rows, logits_of, plugged
+from .interface import ForeignCache, head_rows, logits_of, plugged, understand
 from .masks import MaskFunction, window_of
 from .rehearsal import check_adapted
 
@@ -117,10 +117,7 @@ class _Observer(ForeignCache):
         scaling: float | None = None,
         **extras: object,
     ) -> tuple[Tensor, None]:
-        extras.pop("sliding_window", None)  # the mask is what counts
-        own_window = extras.pop("window", 0)
-        assert isinstance(own_window, int)
-        check_extras(extras)
+        given = understand(extras)
         if self._last is None or self._last[0] is not key or self._last[1] is not value:
             raise UnsupportedModelError("it attends to other keys and values than it caches")
         if attention_mask is None or attention_mask.shape != (1, 1, 1, 1):
@@ -131,12 +128,21 @@ class _Observer(ForeignCache):
             raise UnsupportedModelError(
                 f"its attention has queries {tuple(query.shape)} and keys {tuple(key.shape)}"
             )
+        for per_head in (given.slopes, given.sinks):
+            if per_head is not None and per_head.shape != (heads,):
+                raise UnsupportedModelError(
+                    f"its attention has {heads} heads, and for them slopes or sinks of the shape "
+                    f"{tuple(per_head.shape)}"
+                )
         self.attended[self.layer] = AttentionLayer(
             num_heads=heads,
             num_kv_heads=kv_heads,
             key_dim=key.shape[3],
             value_dim=value.shape[3],
-            window=_narrower(own_window, int(attention_mask.item())),
+            window=_narrower(given.window, int(attention_mask.item())),
+            softcap=given.softcap,
+            has_slopes=given.slopes is not None,
+            has_sinks=given.sinks is not None,
         )
         return query.new_zeros(query.shape[0], _LENGTH, heads, value.shape[3]), None
 

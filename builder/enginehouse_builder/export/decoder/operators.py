@@ -11,11 +11,24 @@ import onnx.parser
 import torch
 from torch import Tensor
 
-__all__ = ["ATTENTION", "CACHE_UPDATE", "DOMAIN", "OPSET", "attention", "bodies", "cache_update"]
+__all__ = [
+    "ATTENTION",
+    "CACHE_UPDATE",
+    "DOMAIN",
+    "NO_SINK",
+    "OPSET",
+    "SINKS_INPUT",
+    "SLOPES_INPUT",
+    "attention",
+    "bodies",
+    "cache_update",
+]
 
 DOMAIN = "enginehouse"
 ATTENTION = "Attention"
 CACHE_UPDATE = "CacheUpdate"
+SLOPES_INPUT, SINKS_INPUT = 4, 5  # of Attention
+NO_SINK = torch.finfo(torch.float32).min  # finite: a row that sees nothing gives 0, not NaN
 OPSET = 24  # the first with TensorScatter, and with lengths of keys in Attention
 
 
@@ -37,7 +50,17 @@ def cache_update(cache: Tensor, update: Tensor, write_index: Tensor) -> Tensor:
     )
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, kv_length: Tensor, window: int) -> Tensor:
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    kv_length: Tensor,
+    slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
+    *,
+    window: int = 0,
+    softcap: float = 0.0,
+) -> Tensor:
     """What each new token makes of the slot's tokens up to itself, as a node of the graph.
 
     Args:
@@ -45,31 +68,42 @@ def attention(query: Tensor, key: Tensor, value: Tensor, kv_length: Tensor, wind
         key: Of each slot, `[batch, kv_heads, capacity, key_dim]`.
         value: Of each slot, `[batch, kv_heads, capacity, value_dim]`.
         kv_length: Tokens of each slot with the new ones, which are its last, `[batch]` int32.
+        slopes: `slope * (key's position - query's)`, at most 0, is added to a score, `[heads]`
+            fp32; 0 for none (ALiBi, Press et al. 2022).
+        sinks: Logits beside the scores that take part in the softmax and have no value, `[heads]`
+            fp32; NO_SINK for none (GPT-OSS).
         window: How many positions, itself included, a token sees; 0 for all.
+        softcap: `c` of the scores `c * tanh(score / c)`, before slopes and masks; 0 for none.
 
     Returns:
         `[batch, heads, length, value_dim]`.
     """
+    inputs = [query, key, value, kv_length, slopes, sinks]
+    while inputs[-1] is None:
+        inputs.pop()
     return torch.onnx.ops.symbolic(
         f"{DOMAIN}::{ATTENTION}",
-        [query, key, value, kv_length],
-        {"window": window},
+        inputs,
+        {"window": window, "softcap": softcap},
         dtype=query.dtype,
         shape=(*query.shape[:3], value.shape[3]),
         version=1,
     )
 
 
-def bodies() -> list[onnx.FunctionProto]:
-    """Both operators as functions of the standard's own."""
-    return [onnx.parser.parse_function(text) for text in (_ATTENTION_BODY, _UPDATE_BODY)]
+def bodies(*, has_slopes: bool = False, has_sinks: bool = False) -> list[onnx.FunctionProto]:
+    """Both operators as functions of the standard's own, Attention with these optional inputs."""
+    mask = _SLOPED_MASK if has_slopes else _PLAIN_MASK
+    ending = _ATTEND_WITH_SINKS if has_sinks else _ATTEND
+    texts = (_ATTENTION_BEGIN + mask + ending, _UPDATE_BODY)
+    return [onnx.parser.parse_function(text) for text in texts]
 
 
 # Attention's own causal mask is aligned to the end of what nonpad_kv_seqlen says of each slot; the
 # mask built here adds the window. TensorScatter and Attention take int64 lengths.
-_ATTENTION_BODY = f"""
+_ATTENTION_BEGIN = f"""
 <domain: "{DOMAIN}", opset_import: ["" : {OPSET}]>
-{ATTENTION} <window> (query, key, value, kv_length) => (output)
+{ATTENTION} <window, softcap> (query, key, value, kv_length, slopes, sinks) => (output)
 {{
     lengths = Cast <to = 7> (kv_length)
     zero = Constant <value_int: int = 0> ()
@@ -90,9 +124,41 @@ _ATTENTION_BODY = f"""
     size = Constant <value_int: int = @window> ()
     is_near = Less (distances, size)
     is_unbounded = Equal (size, zero)
-    mask = Or (is_near, is_unbounded)
-    output = Attention <is_causal = 1, scale = 1.0> (query, key, value, mask, , , lengths)
-}}
+    is_seen = Or (is_near, is_unbounded)
+"""
+_PLAIN_MASK = """
+    mask = Identity (is_seen)
+"""
+_SLOPED_MASK = """
+    inner = Constant <value_ints: ints = [1, 2]> ()
+    per_head = Unsqueeze (slopes, inner)
+    behind = Neg (distances)
+    behind_float = CastLike (behind, slopes)
+    bias = Mul (per_head, behind_float)
+    hidden = Constant <value_float: float = -inf> ()
+    whole_mask = Where (is_seen, bias, hidden)
+    mask = CastLike (whole_mask, query)
+"""
+_ATTEND = """
+    output = Attention <is_causal = 1, scale = 1.0, softcap: float = @softcap>
+        (query, key, value, mask, , , lengths)
+}
+"""
+# With m = log sum exp of the scores, a sink leaves them exp(m) / (exp(m) + exp(sink)) of the whole.
+_ATTEND_WITH_SINKS = """
+    attended, , , scores =
+        Attention <is_causal = 1, scale = 1.0, softcap: float = @softcap, qk_matmul_output_mode = 2>
+        (query, key, value, mask, , , lengths)
+    scores_float = CastLike (scores, sinks)
+    last = Constant <value_ints: ints = [-1]> ()
+    sum = ReduceLogSumExp (scores_float, last)
+    apart = Constant <value_ints: ints = [1, 2]> ()
+    sink = Unsqueeze (sinks, apart)
+    above = Sub (sum, sink)
+    share = Sigmoid (above)
+    share_like = CastLike (share, attended)
+    output = Mul (attended, share_like)
+}
 """
 _UPDATE_BODY = f"""
 <domain: "{DOMAIN}", opset_import: ["" : {OPSET}]>

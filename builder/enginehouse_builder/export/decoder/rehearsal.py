@@ -15,7 +15,7 @@ from enginehouse_builder.export.limits import decoder_max_tokens
 from enginehouse_builder.export.loading import quiet
 from enginehouse_builder.manifest import AttentionLayer
 
-from .interface import ForeignCache, head_rows, logits_of, plugged
+from .interface import ForeignCache, head_rows, logits_of, plugged, understand
 
 __all__ = ["check_adapted"]
 
@@ -93,7 +93,7 @@ class _GrowingCache(ForeignCache):
         value: Tensor,
         attention_mask: Tensor | None,
         scaling: float | None = None,
-        **_: object,
+        **extras: object,
     ) -> tuple[Tensor, None]:
         group = query.shape[1] // key.shape[1]
         key, value = (states.repeat_interleave(group, dim=1) for states in (key, value))
@@ -102,5 +102,9 @@ class _GrowingCache(ForeignCache):
         distances = columns[-query.shape[2] :, None] - columns  # [length, keys]
         window = self._geometry[self.layer].window or key.shape[2]
         is_unseen = (distances < 0) | (distances >= window)
-        scores = (query * scale @ key.transpose(2, 3)).masked_fill(is_unseen, -torch.inf)
+        scores = query * scale @ key.transpose(2, 3)
+        slopes = understand(extras).slopes
+        if slopes is not None:
+            scores = scores - slopes[:, None, None] * distances
+        scores = scores.masked_fill(is_unseen, -torch.inf)
         return (scores.softmax(dim=-1) @ value).transpose(1, 2).contiguous(), None

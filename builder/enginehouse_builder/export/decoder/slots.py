@@ -9,8 +9,8 @@ from transformers import PreTrainedModel
 
 from enginehouse_builder.manifest import AttentionLayer
 
-from .interface import ForeignCache, head_rows, logits_of, plugged
-from .operators import attention, cache_update
+from .interface import ForeignCache, head_rows, logits_of, plugged, understand
+from .operators import NO_SINK, attention, cache_update
 
 __all__ = ["SlotDecoder"]
 
@@ -93,9 +93,24 @@ class _Step(ForeignCache):
         value: Tensor,
         attention_mask: Tensor | None,
         scaling: float | None = None,
-        **_: object,
+        **extras: object,
     ) -> tuple[Tensor, None]:
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling  # transformers' own rule
-        window = self._geometry[self.layer].window
-        output = attention(query * scale, key, value, self.kv_length, window)
+        layer, given = self._geometry[self.layer], understand(extras)
+        slopes, sinks = given.slopes, given.sinks
+        # Where one layer has them, all have: with what changes nothing where a layer has none.
+        if slopes is None and any(other.has_slopes for other in self._geometry):
+            slopes = torch.zeros(layer.num_heads)
+        if sinks is None and any(other.has_sinks for other in self._geometry):
+            sinks = torch.full((layer.num_heads,), NO_SINK)
+        output = attention(
+            query * scale,
+            key,
+            value,
+            self.kv_length,
+            None if slopes is None else slopes.float(),
+            None if sinks is None else sinks.float(),
+            window=layer.window,
+            softcap=layer.softcap,
+        )
         return output.transpose(1, 2).contiguous(), None

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import onnx
 import onnx_ir
@@ -21,7 +22,15 @@ from enginehouse_builder.export.tidy import tidy
 from enginehouse_builder.manifest import AttentionLayer, Tensor
 
 from .observe import Observed
-from .operators import ATTENTION, CACHE_UPDATE, DOMAIN, OPSET, bodies
+from .operators import (
+    ATTENTION,
+    CACHE_UPDATE,
+    DOMAIN,
+    OPSET,
+    SINKS_INPUT,
+    SLOPES_INPUT,
+    bodies,
+)
 from .slots import SlotDecoder
 
 __all__ = ["input_tensors", "output_tensors", "write_decoder"]
@@ -68,7 +77,9 @@ def write_decoder(model: PreTrainedModel, observed: Observed, max_tokens: int, f
     fix_squeezes(graph.graph)
     _name_shapes(graph.graph, observed)
     check_attention(graph.graph, observed.layers)
-    for body in bodies():
+    has_slopes = any(layer.has_slopes for layer in observed.layers)
+    has_sinks = any(layer.has_sinks for layer in observed.layers)
+    for body in bodies(has_slopes=has_slopes, has_sinks=has_sinks):
         function = onnx_ir.serde.deserialize_function(body)
         graph.functions[function.identifier()] = function
     graph.opset_imports[DOMAIN] = 1
@@ -168,7 +179,12 @@ def check_attention(graph: onnx_ir.Graph, layers: Sequence[AttentionLayer]) -> N
     attentions = [n for n in graph if (n.domain, n.op_type) == (DOMAIN, ATTENTION)]
     updates = [n for n in graph if (n.domain, n.op_type) == (DOMAIN, CACHE_UPDATE)]
     found = [_reads(node) for node in attentions]
-    wanted = [(f"past_key.{i}", f"past_value.{i}", s.window) for i, s in enumerate(layers)]
+    has_slopes = any(layer.has_slopes for layer in layers)
+    has_sinks = any(layer.has_sinks for layer in layers)
+    wanted = [
+        _Reads(f"past_key.{i}", f"past_value.{i}", s.window, s.softcap, has_slopes, has_sinks)
+        for i, s in enumerate(layers)
+    ]
     if found != wanted or len(updates) != 2 * len(layers):
         raise UnsupportedModelError(
             f"of {len(layers)} layers {len(attentions)} attend to a cache in its graph, with "
@@ -176,15 +192,33 @@ def check_attention(graph: onnx_ir.Graph, layers: Sequence[AttentionLayer]) -> N
         )
 
 
-def _reads(attention: onnx_ir.Node) -> tuple[str | None, str | None, int]:
-    """The caches that an attention reads, by name, and its window."""
+class _Reads(NamedTuple):
+    """What an attention of the graph is given: its caches by name, and what changes its scores."""
+
+    key: str | None
+    value: str | None
+    window: int
+    softcap: float
+    has_slopes: bool
+    has_sinks: bool
+
+
+def _reads(attention: onnx_ir.Node) -> _Reads:
     names: list[str | None] = []
     for value in attention.inputs[1:3]:
         update = value.producer() if value is not None else None
         is_update = update is not None and update.op_type == CACHE_UPDATE
         cache = update.inputs[0] if update is not None and is_update else None
         names.append(None if cache is None else cache.name)
-    return names[0], names[1], attention.attributes["window"].as_int()
+    inputs = [*attention.inputs, None, None]
+    return _Reads(
+        names[0],
+        names[1],
+        attention.attributes["window"].as_int(),
+        attention.attributes["softcap"].as_float(),
+        inputs[SLOPES_INPUT] is not None,
+        inputs[SINKS_INPUT] is not None,
+    )
 
 
 def _check_opset(file: Path) -> None:

@@ -17,11 +17,13 @@ from enginehouse_server.engine.decoder import LayerGeometry
 from enginehouse_server.errors import PlanMismatchError
 
 from .paged_attention import CACHE_INPUTS, STEP_INPUTS, Rows, connect, paged_attention
+from .paging import obstacle_to_paging
 
 __all__ = ["lower_decoder"]
 
 _DOMAIN = "enginehouse"
 _KEPT_INPUTS = ("input_ids", "write_index", "logit_rows")
+_SLOPES_INPUT, _SINKS_INPUT = 4, 5  # of Attention
 _SCALARS = ("max_context_len",)
 
 
@@ -83,19 +85,35 @@ class _Lowering:
         layer = len(self.attentions)
         if layer == len(self._layers):
             raise PlanMismatchError(f"the graph has more than {layer} attentions")
-        geometry = self._layers[layer]._replace(window=int(node.get_attribute("window")))
+        geometry = self._geometry(node, layer)
         query, key, value = (node.get_input(i) for i in range(3))
         rows = Rows(
             query=_rows(query, geometry.num_heads * geometry.key_dim),
             key=_rows(key, geometry.num_kv_heads * geometry.key_dim),
             value=_rows(value, geometry.num_kv_heads * geometry.value_dim),
         )
-        paged = paged_attention(rows, geometry)
+        paged = paged_attention(
+            rows,
+            geometry,
+            slopes=node.get_input(_SLOPES_INPUT) if geometry.has_slopes else None,
+            sinks=node.get_input(_SINKS_INPUT) if geometry.has_sinks else None,
+        )
         self.attentions.append(paged)
         heads = ops.reshape(
             paged.output(0), _shape(-1, 1, geometry.num_heads, geometry.value_dim), False
         )
         return ops.transpose(heads, _shape(0, 2, 1, 3)).output(0)  # [tokens, heads, 1, width]
+
+    def _geometry(self, node: NodeContext, layer: int) -> LayerGeometry:
+        """The layer's, with what the graph itself says of it."""
+        said = self._layers[layer]
+        geometry = said._replace(
+            window=int(node.get_attribute("window")),
+            softcap=float(node.get_attribute("softcap", 0.0)),
+        )
+        if obstacle := obstacle_to_paging([geometry]):
+            raise PlanMismatchError(f"the model {obstacle}")
+        return geometry
 
 
 def _rows(tensor: ov.Output, width: int) -> ov.Output:

@@ -41,8 +41,16 @@ class Rows(NamedTuple):
     value: ov.Output
 
 
-def paged_attention(rows: Rows, geometry: LayerGeometry) -> ov.Node:
+def paged_attention(
+    rows: Rows, geometry: LayerGeometry, slopes: ov.Output | None, sinks: ov.Output | None
+) -> ov.Node:
     """The operator, giving `[tokens, num_heads * value_dim]`; `connect` fills in what is left open.
+
+    Args:
+        rows: What attention is computed from.
+        geometry: One that paging.py has no objection to.
+        slopes: Of a linear bias, `[num_heads]` fp32, or None.
+        sinks: Logits beside the scores, `[num_heads]` fp32, or None.
 
     Raises:
         PlanMismatchError: The operator of this OpenVINO takes other inputs.
@@ -50,7 +58,7 @@ def paged_attention(rows: Rows, geometry: LayerGeometry) -> ov.Node:
     try:
         from openvino.op import _PagedAttentionExtension  # pyright: ignore[reportAttributeAccessIssue]
 
-        node = _PagedAttentionExtension(_inputs(rows, geometry))
+        node = _PagedAttentionExtension(_inputs(rows, geometry, slopes, sinks))
     except (ImportError, RuntimeError, TypeError) as error:
         raise PlanMismatchError(
             f"paged attention of OpenVINO {ov.__version__} takes other inputs than that of "
@@ -73,7 +81,9 @@ def connect(node: ov.Node, source: Callable[[str], ov.Output]) -> None:
         node.input(index).replace_source_output(source(name))
 
 
-def _inputs(rows: Rows, geometry: LayerGeometry) -> list[ov.Output]:
+def _inputs(
+    rows: Rows, geometry: LayerGeometry, slopes: ov.Output | None, sinks: ov.Output | None
+) -> list[ov.Output]:
     """In the operator's order. What is off is said so, each in its own way."""
     i32, f32, u8 = np.int32, np.float32, np.uint8
     ints, floats = _constant([], i32), _constant([], f32)
@@ -85,14 +95,20 @@ def _inputs(rows: Rows, geometry: LayerGeometry) -> list[ov.Output]:
         *(ints, ints, ints, ints),  # 5 to 8: a step's places, left open
         _constant(1.0, f32),  # scale: in the query already
         _constant(geometry.window, i32),  # 0 for none
-        floats,  # slopes of a linear bias
+        floats if slopes is None else slopes,
         _constant(0, i32),  # longest sequence of the step, left open
         *(ints, ints, ints, floats),  # 13 to 16: scores to be given out, rotation of the cache
         *(floats, _constant(64, i32), _constant(8, i32)),  # 17 to 19: sparse prompts
-        _constant(np.zeros((0, 0, 0, 0)), f32),  # attention sinks
+        _constant(np.zeros((0, 0, 0, 0)), f32) if sinks is None else _sinks(sinks),
         *(_constant(0, i32), ints, ints, ints),  # 21 to 24: eviction from the cache
         *(ints, _constant([], u8), ints),  # 25 to 27: types of tokens, trees of them
     ]
+
+
+def _sinks(sinks: ov.Output) -> ov.Output:
+    """`[num_heads]` as `[1, num_heads, 1, 1]`."""
+    shape = ops.constant(np.array([1, -1, 1, 1], np.int64))
+    return ops.reshape(sinks, shape, False).output(0)
 
 
 def _constant(value: ArrayLike, dtype: DTypeLike) -> ov.Output:

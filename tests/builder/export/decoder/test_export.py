@@ -170,8 +170,6 @@ def test_more_tokens_than_the_model_takes_are_refused(tmp_path: Path) -> None:
 
 # Families of the classifiers' fixtures, with what is said of them.
 REFUSED = {
-    "gemma2": "soft-caps its attention",
-    "gpt_oss": "attention sinks",
     "gpt_neo": "0 attended to them through",
     "gptj": "0 attended to them through",
     "bloom": "no positions of tokens",

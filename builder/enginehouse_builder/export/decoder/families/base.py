@@ -34,8 +34,10 @@ class LayerAttention(Protocol):
     ) -> tuple[Tensor, None]:
         """As transformers' interface: `[batch, length, heads, dim]` of queries with heads first.
 
-        Besides what the interface knows, `extras` may hold `window`: how many positions, itself
-        included, the module lets a token see, whatever the mask; 0 for all.
+        Besides what the interface knows, `extras` may hold:
+            window: How many positions, itself included, the module lets a token see, whatever the
+                mask; 0 for all.
+            slopes: `slope * (key's position - query's)` is added to a scaled score, `[heads]`.
         """
         ...
 

@@ -5,24 +5,28 @@ from contextlib import contextmanager
 
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.models.bloom.modeling_bloom import BloomAttention
 from transformers.models.codegen.modeling_codegen import CodeGenAttention
 from transformers.models.falcon.modeling_falcon import FalconAttention
 from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoSelfAttention
 from transformers.models.gptj.modeling_gptj import GPTJAttention
+from transformers.models.mpt.modeling_mpt import MptAttention
 from transformers.models.openai.modeling_openai import Attention as OpenAIGPTAttention
 from transformers.models.xglm.modeling_xglm import XGLMAttention
 
-from . import codegen, falcon, gpt_neo, gptj, openai_gpt, xglm
+from . import bloom, codegen, falcon, gpt_neo, gptj, mpt, openai_gpt, xglm
 from .base import Adapter, LayerAttention
 
 __all__ = ["adapted", "is_adaptable"]
 
 # By the class itself: what inherits from it may compute something else.
 _ADAPTERS: Mapping[type[nn.Module], Adapter] = {
+    BloomAttention: bloom.adapt,
     CodeGenAttention: codegen.adapt,
     FalconAttention: falcon.adapt,
     GPTJAttention: gptj.adapt,
     GPTNeoSelfAttention: gpt_neo.adapt,
+    MptAttention: mpt.adapt,
     OpenAIGPTAttention: openai_gpt.adapt,
     XGLMAttention: xglm.adapt,
 }
