@@ -14,7 +14,7 @@ from enginehouse_builder.export.decoder import ExportedDecoder
 from enginehouse_builder.manifest import AttentionLayer, GenerationDefaults, from_json, to_json
 from enginehouse_server.engine.openvino import OpenVinoDecoder
 from tests.conftest import Decoder
-from tests.fixtures.checkpoints import WIDE_FAMILIES
+from tests.fixtures.checkpoints import WIDE_FAMILIES, Family
 from tests.fixtures.decoders import (
     DECODERS,
     WIDE_DECODERS,
@@ -105,7 +105,7 @@ def run_portably(made: DecoderExport, prompts: Sequence[list[int]]) -> list[NDAr
     return [np.concatenate(found) for found in rows]
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral"])  # without a window, and with one
+@pytest.mark.parametrize("family", ["llama", "mistral", "bloom"])  # as such, a window, slopes
 def test_the_bodies_of_the_operators_say_the_same(family: str, decoder: Decoder) -> None:
     made = decoder(family)
     prompts = [p for p in prompts_for(made) if len(p) > 8]
@@ -170,10 +170,8 @@ def test_more_tokens_than_the_model_takes_are_refused(tmp_path: Path) -> None:
 
 # Families of the classifiers' fixtures, with what is said of them.
 REFUSED = {
-    "gpt_neo": "0 attended to them through",
-    "gptj": "0 attended to them through",
-    "bloom": "no positions of tokens",
-    "falcon": "0 attended to them through",
+    "roformer": "no positions of tokens",
+    "gpt_neox_japanese": "0 attended to them through",
     "diffllama": "other keys and values than it caches",
 }
 
@@ -181,6 +179,8 @@ REFUSED = {
 @pytest.mark.wide
 @pytest.mark.parametrize("family", REFUSED)
 def test_what_cannot_be_converted_is_refused_with_its_reason(family: str, tmp_path: Path) -> None:
-    original = make_decoder(WIDE_FAMILIES[family], tmp_path / "original")
+    japanese = Family("GPT2Tokenizer", "GPTNeoXJapaneseConfig", plain=True)
+    families = {**WIDE_FAMILIES, "gpt_neox_japanese": japanese}
+    original = make_decoder(families[family], tmp_path / "original")
     with pytest.raises(UnsupportedModelError, match=f"cannot be converted: .*{REFUSED[family]}"):
         export_of(original, tmp_path / "export")
