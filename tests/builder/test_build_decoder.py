@@ -179,7 +179,7 @@ def test_a_window_is_passed_and_the_engine_still_exact(
 
 
 @pytest.mark.wide
-@pytest.mark.parametrize("family", ["gptj", "bloom", "falcon_rw"])
+@pytest.mark.parametrize("family", ["gptj", "bloom", "falcon_rw", "openai-gpt"])
 def test_attention_outside_the_interface_is_certified(
     family: str, decoder_checkpoint: DecoderCheckpoint, spec: BuildSpec
 ) -> None:
