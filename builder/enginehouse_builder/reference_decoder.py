@@ -1,7 +1,7 @@
 """The original decoder, run by transformers in fp32: what every engine is compared with."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -27,7 +27,9 @@ class DecoderReference:
             ResolveError: As `load_model`.
         """
         self._model = load_model(resolved, spec, "eager")
-        self._can_skip = "logits_to_keep" in inspect.signature(self._model.forward).parameters
+        known = inspect.signature(self._model.forward).parameters
+        self._can_skip = "logits_to_keep" in known
+        self._has_cache = "past_key_values" in known
 
     def continued(self, prompt: Prompt) -> Continuation:
         """What the original makes of a prompt."""
@@ -62,12 +64,17 @@ class DecoderReference:
         place = 0
         while len(tokens) < prompt.num_new:
             new = prompt.tokens[place : place + _PIECE] or tokens[-1:]
-            arguments: dict[str, object] = {"past_key_values": cache, "use_cache": True}
+            read: Sequence[int] = new
+            arguments: dict[str, object] = {}
+            if self._has_cache:
+                arguments = {"past_key_values": cache, "use_cache": True}
+            else:  # the code of some old models has none: they read all of it again
+                read = (*prompt.tokens, *tokens)[: place + len(new)]
             if prompt.is_long and self._can_skip:
                 arguments["logits_to_keep"] = 1
-            output = self._model(input_ids=torch.tensor([list(new)]), **arguments)
-            cache = output.past_key_values
-            logits = output.logits[0].to(torch.float32)
+            output = self._model(input_ids=torch.tensor([list(read)]), **arguments)
+            cache = output.past_key_values if self._has_cache else None
+            logits = output.logits[0][-len(new) :].to(torch.float32)
             place += len(new)
             yield place - len(logits), logits
 

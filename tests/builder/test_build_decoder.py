@@ -179,6 +179,16 @@ def test_a_window_is_passed_and_the_engine_still_exact(
     assert engine.certificate.token_agreement == 1
 
 
+@pytest.mark.wide
+@pytest.mark.parametrize("family", ["gptj", "bloom", "falcon_rw", "openai-gpt"])
+def test_attention_outside_the_interface_is_certified(
+    family: str, decoder_checkpoint: DecoderCheckpoint, spec: BuildSpec
+) -> None:
+    published = _build(replace(spec, model=str(decoder_checkpoint(family)), task="generate"))
+    [engine] = published.manifest.decoders
+    assert engine.certificate.token_agreement == 1
+
+
 def test_a_merged_adapter_is_what_is_served(
     built_decoder: BuiltDecoder,
     decoder_checkpoint: DecoderCheckpoint,

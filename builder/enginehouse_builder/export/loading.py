@@ -15,7 +15,7 @@ from typing import NamedTuple, cast
 
 import torch
 import transformers
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.utils import logging as transformers_logging
 
@@ -55,7 +55,8 @@ def load_model(
     Args:
         resolved: Where it is, and what it is built for.
         spec: Says whether the model's own code may run.
-        attention: Implementation of attention; None leaves it to transformers.
+        attention: Implementation of attention; None leaves it to transformers. Eager becomes
+            another where it is not what the model was trained with.
         experts: Implementation of mixtures of experts, likewise.
 
     Raises:
@@ -69,7 +70,7 @@ def load_model(
             model, found = role.auto_class.from_pretrained(
                 resolved.folder,
                 dtype=torch.float32,
-                attn_implementation=attention,
+                attn_implementation=_faithful(attention, resolved.config),
                 experts_implementation=experts,
                 use_safetensors=True,
                 trust_remote_code=spec.trust_remote_code,
@@ -88,6 +89,16 @@ def load_model(
     check_unread(model, found["unexpected_keys"], resolved.source.id)
     model.eval().requires_grad_(False)
     return cast(PreTrainedModel, model)
+
+
+def _faithful(attention: str | None, config: PretrainedConfig) -> str | None:
+    """The implementation asked for, unless transformers' own of it is known to be another model's.
+
+    Eager attention of Falcon adds ALiBi twice, as sdpa, which is its default, does not
+    (huggingface/transformers#29946).
+    """
+    adds_twice = config.model_type == "falcon" and getattr(config, "alibi", False)
+    return "sdpa" if adds_twice and attention == "eager" else attention
 
 
 def load_tokenizer(resolved: Resolved, spec: BuildSpec) -> PreTrainedTokenizerFast:

@@ -1,5 +1,6 @@
 """Where transformers lets go of its own attention and cache."""
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -14,14 +15,22 @@ from transformers.modeling_utils import AttentionInterface
 from enginehouse_builder.errors import UnsupportedModelError
 from enginehouse_builder.export.loading import quiet
 
+from .families import adapted, is_adaptable
 from .masks import MaskFunction
 
-__all__ = ["Attend", "Extras", "ForeignCache", "MakeMask", "head_rows", "plugged", "understand"]
+__all__ = [
+    "Extras",
+    "ForeignCache",
+    "MakeMask",
+    "head_rows",
+    "logits_of",
+    "plugged",
+    "understand",
+]
 
 _NAME = "enginehouse"
 
 Attended = tuple[Tensor, None]
-Attend = Callable[..., Attended]
 MakeMask = Callable[[MaskFunction], Tensor | None]
 
 # What models hand to attention that changes nothing here; a window is read from the mask.
@@ -40,15 +49,17 @@ class Extras(NamedTuple):
         softcap: Bound of the scores; 0 for none.
         slopes: Of the linear bias, `[heads]`.
         sinks: Logits beside the scores, `[heads]`.
+        window: That the module keeps to by itself, whatever the mask; 0 for none.
     """
 
     softcap: float
     slopes: Tensor | None
     sinks: Tensor | None
+    window: int
 
 
 class ForeignCache(Cache):
-    """A cache that transformers writes to and reads from, and need know nothing more of.
+    """A cache that transformers writes to and reads from, and the attention over it.
 
     Attributes:
         layer: The layer that was written last; its attention comes next.
@@ -74,6 +85,19 @@ class ForeignCache(Cache):
         """The same, of the layer just set."""
         raise NotImplementedError
 
+    def attend(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float | None = None,
+        **extras: object,
+    ) -> Attended:
+        """What queries `[batch, heads, length, dim]` see, `[batch, length, heads, dim]`."""
+        raise NotImplementedError
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Positions are given, not counted."""
         return 0
@@ -88,31 +112,52 @@ class ForeignCache(Cache):
 
 
 @contextmanager
-def plugged(model: PreTrainedModel, attend: Attend, make_mask: MakeMask) -> Iterator[None]:
-    """Within it the model computes its attention by `attend` and its masks by `make_mask`.
+def plugged(model: PreTrainedModel, cache: ForeignCache, make_mask: MakeMask) -> Iterator[None]:
+    """Within it the model computes its attention by the cache's and its masks by `make_mask`.
+
+    Attention that does not go through transformers' interface is replaced where it is known how.
 
     Raises:
         UnsupportedModelError: transformers has no way in to this model's attention.
     """
+    before, is_adapted = model.config._attn_implementation, is_adaptable(model)
 
     def mask(*_: object, mask_function: MaskFunction, **__: object) -> Tensor | None:
-        return make_mask(mask_function)
+        made = make_mask(mask_function)
+        # Models of the interface leave a mask to it; others may compute with theirs before.
+        return torch.zeros(1, 1, 1, 1) if made is None and is_adapted else made
 
-    AttentionInterface.register(_NAME, attend)
+    AttentionInterface.register(_NAME, cache.attend)
     AttentionMaskInterface.register(_NAME, mask)
     try:
         with quiet():
             model.set_attn_implementation(_NAME)
+        if is_adapted:  # transformers leaves such a model as it is
+            model.config._attn_implementation = _NAME
     except Exception as error:  # models refuse it in many ways
         raise UnsupportedModelError(
             "its attention is computed in its own way, which transformers does not let replace"
         ) from error
     try:
-        yield
+        with adapted(model, cache):
+            yield
     finally:
-        model.set_attn_implementation("eager")
+        model.config._attn_implementation = before
+        model.set_attn_implementation(before)
         AttentionInterface.register(_NAME, _unplugged)
         AttentionMaskInterface.register(_NAME, _unplugged)
+
+
+def logits_of(
+    model: PreTrainedModel, input_ids: Tensor, positions: Tensor, cache: ForeignCache
+) -> Tensor:
+    """Calls the model with as much of this as its code takes."""
+    given = {"position_ids": positions, "past_key_values": cache, "use_cache": True}
+    known = inspect.signature(model.forward).parameters
+    taken = {name: value for name, value in given.items() if name in known}
+    logits = model(input_ids=input_ids, **taken)[0]
+    assert isinstance(logits, Tensor)
+    return logits
 
 
 @contextmanager
@@ -151,12 +196,13 @@ def understand(extras: Mapping[str, object]) -> Extras:
 
     Args:
         extras: By the names that transformers' models use: `softcap` and `s_aux`, which are sinks;
-            and `slopes`.
+            and, from adapters, `slopes` and `window`.
 
     Raises:
         UnsupportedModelError: Something else is there that may change something; it is named.
     """
     softcap, slopes, sinks = (extras.get(name) for name in ("softcap", "slopes", "s_aux"))
+    window = extras.get("window", 0)
     for name, value in extras.items():
         if name in _HARMLESS or value is None or value is False:
             continue
@@ -164,12 +210,15 @@ def understand(extras: Mapping[str, object]) -> Extras:
             continue
         if name in ("slopes", "s_aux") and isinstance(value, Tensor):
             continue
+        if name == "window" and isinstance(value, int):
+            continue
         does = _KNOWN_EXTRAS.get(name, f"computes its attention with {name!r}")
         raise UnsupportedModelError(f"it {does}, which this version cannot convert")
     return Extras(
         softcap=float(softcap) if isinstance(softcap, int | float) else 0.0,
         slopes=slopes if isinstance(slopes, Tensor) else None,
         sinks=sinks if isinstance(sinks, Tensor) else None,
+        window=window if isinstance(window, int) else 0,
     )
 
 

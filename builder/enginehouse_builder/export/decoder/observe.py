@@ -17,9 +17,11 @@ from enginehouse_builder.export.graph import reason_of
 from enginehouse_builder.export.loading import quiet
 from enginehouse_builder.manifest import AttentionLayer
 
-from .interface import ForeignCache, head_rows, plugged, understand
+from .families import is_adaptable
+from .interface import ForeignCache, head_rows, logits_of, plugged, understand
 from .masks import MaskFunction, window_of
 from .meaning import check_meaning
+from .rehearsal import check_adapted
 
 __all__ = ["Observed", "observe"]
 
@@ -45,21 +47,20 @@ def observe(model: PreTrainedModel) -> Observed:
     Raises:
         UnsupportedModelError: The attention is not one that can be converted, or not everywhere.
     """
-    if "position_ids" not in inspect.signature(model.forward).parameters:
+    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+    if not takes_positions and not is_adaptable(model):
         raise UnsupportedModelError("its code takes no positions of tokens (position_ids)")
     seen = _Observer()
     ids = torch.arange(_BATCH * _LENGTH).reshape(_BATCH, _LENGTH)
     positions = torch.arange(_LENGTH).expand(_BATCH, -1)
     with (
-        plugged(model, seen.attend, seen.mask),
+        plugged(model, seen, seen.mask),
         head_rows(model, lambda: torch.tensor(_ROWS)) as came,
         quiet(),
         torch.no_grad(),
     ):
         try:
-            logits = model(
-                input_ids=ids, position_ids=positions, past_key_values=seen, use_cache=True
-            )[0]
+            logits = logits_of(model, ids, positions, seen)
         except UnsupportedModelError:
             raise
         except Exception as error:  # whatever the model's code raises
@@ -68,7 +69,10 @@ def observe(model: PreTrainedModel) -> Observed:
             ) from error
     if came != [3] or logits.dim() != 3 or logits.shape[:2] != (1, len(_ROWS)):
         raise UnsupportedModelError("its logits are not those of one head over its tokens")
-    return Observed(_layers(seen, model), logits.shape[-1])
+    observed = Observed(_layers(seen, model), logits.shape[-1])
+    if is_adaptable(model):
+        check_adapted(model, observed.layers)
+    return observed
 
 
 def _layers(seen: "_Observer", model: PreTrainedModel) -> tuple[AttentionLayer, ...]:
@@ -136,7 +140,7 @@ class _Observer(ForeignCache):
             num_kv_heads=kv_heads,
             key_dim=key.shape[3],
             value_dim=value.shape[3],
-            window=int(attention_mask.item()),
+            window=_narrower(given.window, int(attention_mask.item())),
             softcap=given.softcap,
             has_slopes=given.slopes is not None,
             has_sinks=given.sinks is not None,
@@ -144,3 +148,8 @@ class _Observer(ForeignCache):
         check_meaning(module, layer, scaling, extras)
         self.attended[self.layer] = layer
         return query.new_zeros(query.shape[0], _LENGTH, heads, value.shape[3]), None
+
+
+def _narrower(*windows: int) -> int:
+    """What two windows leave; 0 is all."""
+    return min((w for w in windows if w), default=0)

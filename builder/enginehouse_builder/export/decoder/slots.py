@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from enginehouse_builder.manifest import AttentionLayer
 
-from .interface import ForeignCache, head_rows, plugged, understand
+from .interface import ForeignCache, head_rows, logits_of, plugged, understand
 from .operators import NO_SINK, attention, cache_update
 
 __all__ = ["SlotDecoder"]
@@ -32,7 +32,7 @@ class SlotDecoder(nn.Module):
         """Within it the model's attention and cache are the graph's operators."""
         step = self._step
         with (
-            plugged(self.model, step.attend, lambda _: None),
+            plugged(self.model, step, lambda _: None),
             head_rows(self.model, lambda: step.logit_rows),
         ):
             yield
@@ -61,9 +61,7 @@ class SlotDecoder(nn.Module):
         step.begin(caches, write_index, kv_length, logit_rows)
         places = torch.arange(input_ids.shape[1], device=input_ids.device)
         positions = write_index.to(torch.int64)[:, None] + places[None]  # [batch, length]
-        logits = self.model(
-            input_ids=input_ids, position_ids=positions, past_key_values=step, use_cache=True
-        )[0]
+        logits = logits_of(self.model, input_ids, positions, step)
         return (logits[0].float(), *step.caches)
 
 

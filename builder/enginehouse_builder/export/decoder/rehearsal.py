@@ -1,0 +1,110 @@
+"""Adapted attention, tried before it is traced: the same text by the model itself, and in pieces.
+
+An adapter says what a module's attention is. Here that is computed, in plain torch and over a
+growing cache, and must give what the model gives when nothing of it is replaced.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from enginehouse_builder.errors import UnsupportedModelError
+from enginehouse_builder.export.limits import decoder_max_tokens
+from enginehouse_builder.export.loading import quiet
+from enginehouse_builder.manifest import AttentionLayer
+
+from .interface import ForeignCache, head_rows, logits_of, plugged, understand
+
+__all__ = ["check_adapted"]
+
+_LENGTH = 300  # tokens: beyond the usual window of 256
+_BEYOND = 16  # tokens that pass a layer's window
+_LAST = 4  # tokens, of which the logits are compared
+_TOLERANCE = 1e-3  # of the largest logit: fp32, sums in another order, many layers
+
+
+def check_adapted(model: PreTrainedModel, layers: Sequence[AttentionLayer]) -> None:
+    """Compares the model with itself, its attention replaced by what was seen of it.
+
+    Args:
+        model: In fp32, some of its modules with an adapter.
+        layers: What its attention was observed to be.
+
+    Raises:
+        UnsupportedModelError: It says something else then.
+    """
+    wanted = max(_LENGTH, *(layer.window + _BEYOND for layer in layers))
+    length = min(wanted, decoder_max_tokens(None, model))
+    vocab_size = model.config.get_text_config().vocab_size
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(vocab_size, (1, length), generator=generator)
+    with quiet(), torch.no_grad():
+        original = _original(model, ids)
+        replaced = _replaced(model, ids, layers)
+    error = float((replaced - original).abs().max())
+    allowed = _TOLERANCE * float(original.abs().max())
+    if not error <= allowed:
+        raise UnsupportedModelError(
+            f"with its attention replaced its logits are off by {error:.2g} after {length} tokens, "
+            f"where {allowed:.2g} is allowed: its attention is not what it was taken for"
+        )
+
+
+def _original(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    rows = torch.arange(ids.shape[1] - _LAST, ids.shape[1])
+    with head_rows(model, lambda: rows):
+        logits = model(input_ids=ids, use_cache=False)[0]
+    assert isinstance(logits, Tensor)
+    return logits
+
+
+def _replaced(model: PreTrainedModel, ids: Tensor, layers: Sequence[AttentionLayer]) -> Tensor:
+    """The same in two pieces, the last one of the tokens that are compared."""
+    cache = _GrowingCache(layers)
+    num_first = ids.shape[1] - _LAST
+    places = torch.arange(ids.shape[1])[None]
+    with plugged(model, cache, lambda _: None), head_rows(model, lambda: torch.arange(_LAST)):
+        logits_of(model, ids[:, :num_first], places[:, :num_first], cache)
+        return logits_of(model, ids[:, num_first:], places[:, num_first:], cache)
+
+
+class _GrowingCache(ForeignCache):
+    """What the graph's operators mean, for one sequence."""
+
+    def __init__(self, geometry: Sequence[AttentionLayer]) -> None:
+        super().__init__()
+        self._geometry = geometry
+        self._kept: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def write(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        if self.layer in self._kept:
+            before = self._kept[self.layer]
+            key, value = (torch.cat(b, dim=2) for b in zip(before, (key, value), strict=True))
+        self._kept[self.layer] = (key, value)
+        return key, value
+
+    def attend(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float | None = None,
+        **extras: object,
+    ) -> tuple[Tensor, None]:
+        group = query.shape[1] // key.shape[1]
+        key, value = (states.repeat_interleave(group, dim=1) for states in (key, value))
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        columns = torch.arange(key.shape[2])
+        distances = columns[-query.shape[2] :, None] - columns  # [length, keys]
+        window = self._geometry[self.layer].window or key.shape[2]
+        is_unseen = (distances < 0) | (distances >= window)
+        scores = query * scale @ key.transpose(2, 3)
+        slopes = understand(extras).slopes
+        if slopes is not None:
+            scores = scores - slopes[:, None, None] * distances
+        scores = scores.masked_fill(is_unseen, -torch.inf)
+        return (scores.softmax(dim=-1) @ value).transpose(1, 2).contiguous(), None
