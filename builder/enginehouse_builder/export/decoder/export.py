@@ -16,6 +16,7 @@ from enginehouse_builder.manifest import GenerateTask, Tensor
 from enginehouse_builder.resolve import Resolved
 from enginehouse_builder.spec import BuildSpec
 
+from .experts import check_routers, register_sorted_experts
 from .generation import end_ids, generation_defaults, save_generation_config
 from .observe import Observed, observe
 from .trace import input_tensors, output_tensors, write_decoder
@@ -62,11 +63,12 @@ def export_decoder(
     """
     tokenizer = load_tokenizer(resolved, spec)
     report("loading the weights")
-    model = load_model(resolved, spec, "eager")
+    model = load_model(resolved, spec, "eager", register_sorted_experts())
     max_tokens = decoder_max_tokens(spec.max_tokens, model)
     architecture = type(model).__name__
     report(f"tracing {architecture}")
     try:
+        check_routers(model)
         observed = observe(model)
         _save_text(resolved, model, tokenizer, folder / "tokenizer")
         write_decoder(model, observed, max_tokens, folder / FILE_NAME)
