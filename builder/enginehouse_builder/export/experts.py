@@ -24,8 +24,14 @@ class Experts(Protocol):
     is_transposed: bool
 
     def _apply_gate(self, both: Tensor) -> Tensor: ...
-    def act_fn(self, inner: Tensor) -> Tensor: ...
-    def post_expert_norm(self, outer: Tensor) -> Tensor: ...
+
+    def act_fn(self, inner: Tensor) -> Tensor:
+        """Between the products of experts without a gate."""
+        ...
+
+    def post_expert_norm(self, outer: Tensor) -> Tensor:
+        """After the second product."""
+        ...
 
 
 _NAME = "enginehouse_dense"

@@ -72,7 +72,7 @@ def _matrices(
 ) -> list[onnx_ir.Value]:
     """The experts' matrices `[in, out]`, made when they are written to a file."""
     tensor = weight.const_value
-    assert tensor is not None and weight.name is not None, "the weights of experts are parameters"
+    assert tensor is not None, "the weights of experts are parameters"
     whole = tensor.numpy()
     found = []
     for i, matrix in enumerate(whole if is_transposed else whole.transpose(0, 2, 1)):

@@ -18,18 +18,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from enginehouse_builder.errors import UnsupportedModelError
 from enginehouse_builder.export.experts import Experts
 
 from .operators import DOMAIN
 
-__all__ = ["PRODUCT", "check_routers", "num_products", "register_sorted_experts"]
+__all__ = ["PRODUCT", "num_products", "register_sorted_experts"]
 
 PRODUCT = "ExpertProduct"  # only while tracing: no file has it
 
 _NAME = "enginehouse_sorted"
 _PRODUCTS = 2  # of a module: up (with the gate), and down
-_CAPACITIES = ("expert_capacity", "capacity_factor", "moe_expert_capacity")
 
 
 def register_sorted_experts() -> str:
@@ -41,22 +39,6 @@ def register_sorted_experts() -> str:
 def num_products(model: PreTrainedModel) -> int:
     """How many products of experts the trace of a model must have."""
     return _PRODUCTS * sum(1 for _ in _experts_of(model))
-
-
-def check_routers(model: PreTrainedModel) -> None:
-    """Refuses models whose experts take so many tokens of a step and no more.
-
-    Raises:
-        UnsupportedModelError: What a token gets would depend on the others beside it.
-    """
-    config = model.config.get_text_config()
-    for name in _CAPACITIES:
-        value = getattr(config, name, None)
-        if value:
-            raise UnsupportedModelError(
-                f"its experts have a capacity ({name} {value}), beyond which they drop tokens: "
-                "what a text gets would depend on the texts beside it"
-            )
 
 
 def _experts_of(model: PreTrainedModel) -> Iterator[nn.Module]:

@@ -16,7 +16,7 @@ from enginehouse_builder.manifest import GenerateTask, Tensor
 from enginehouse_builder.resolve import Resolved
 from enginehouse_builder.spec import BuildSpec
 
-from .experts import check_routers, register_sorted_experts
+from .experts import register_sorted_experts
 from .generation import end_ids, generation_defaults, save_generation_config
 from .observe import Observed, observe
 from .trace import input_tensors, output_tensors, write_decoder
@@ -68,7 +68,6 @@ def export_decoder(
     architecture = type(model).__name__
     report(f"tracing {architecture}")
     try:
-        check_routers(model)
         observed = observe(model)
         _save_text(resolved, model, tokenizer, folder / "tokenizer")
         write_decoder(model, observed, max_tokens, folder / FILE_NAME)
