@@ -124,7 +124,7 @@ def _graph(building: Building, exported: Result[ExportedDecoder], limits: Limits
         cache_bytes=0,
         num_threads=context.num_threads,
     )
-    return DecoderGraph(spec, key)
+    return DecoderGraph(spec, key, exported.value.is_mixture)
 
 
 def _measure(building: Building, graph: DecoderGraph) -> Result[StepTimes]:

@@ -16,7 +16,7 @@ from enginehouse_builder.manifest import GenerateTask, Tensor
 from enginehouse_builder.resolve import Resolved
 from enginehouse_builder.spec import BuildSpec
 
-from .experts import register_sorted_experts
+from .experts import num_products, register_sorted_experts
 from .generation import end_ids, generation_defaults, save_generation_config
 from .observe import Observed, observe
 from .trace import input_tensors, output_tensors, write_decoder
@@ -36,6 +36,7 @@ class ExportedDecoder:
         generate: What serves it.
         max_tokens: Longest sequence, prompt and answer.
         architecture: The model's class in transformers.
+        is_mixture: Whether tokens choose among experts.
     """
 
     inputs: tuple[Tensor, ...]
@@ -43,6 +44,7 @@ class ExportedDecoder:
     generate: GenerateTask
     max_tokens: int
     architecture: str
+    is_mixture: bool
 
 
 def export_decoder(
@@ -81,6 +83,7 @@ def export_decoder(
         generate=_task(resolved, model, tokenizer, observed),
         max_tokens=max_tokens,
         architecture=architecture,
+        is_mixture=num_products(model) > 0,
     )
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import GptOssConfig, MixtralConfig
+from transformers import GptOssConfig, MixtralConfig, PretrainedConfig
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 
@@ -26,6 +26,10 @@ from enginehouse_builder.export.tidy import tidy
 from enginehouse_builder.quantize import WeightPrecision, quantize_weights
 
 HIDDEN, INNER, EXPERTS, TOP_K = 64, 32, 5, 2
+KINDS: Mapping[str, tuple[Callable[..., PretrainedConfig], Callable[..., nn.Module]]] = {
+    "mixtral": (MixtralConfig, MixtralExperts),
+    "gpt_oss": (GptOssConfig, GptOssExperts),  # lies the other way, has biases, is clamped
+}
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
@@ -35,14 +39,10 @@ class Experts(nn.Module):
 
     def __init__(self, kind: str) -> None:
         super().__init__()
-        sizes = {
-            "hidden_size": HIDDEN,
-            "intermediate_size": INNER,
-            "num_local_experts": EXPERTS,
-        }
-        config = GptOssConfig(**sizes) if kind == "gpt_oss" else MixtralConfig(**sizes)
+        config_of, experts_of = KINDS[kind]
+        config = config_of(hidden_size=HIDDEN, intermediate_size=INNER, num_local_experts=EXPERTS)
         config._experts_implementation = register_sorted_experts()
-        self.experts = GptOssExperts(config) if kind == "gpt_oss" else MixtralExperts(config)
+        self.experts = experts_of(config)
         generator = torch.Generator().manual_seed(0)
         for weight in self.experts.parameters():
             weight.requires_grad_(False).normal_(0, 0.3, generator=generator)
@@ -65,14 +65,16 @@ class Experts(nn.Module):
 
 def _mixtral_expert(parameters: Mapping[str, Floats], token: Floats) -> Floats:
     gate, up = np.split(parameters["gate_up_proj"] @ token, 2)
-    return parameters["down_proj"] @ (gate / (1 + np.exp(-gate)) * up)
+    answer: Floats = parameters["down_proj"] @ (gate / (1 + np.exp(-gate)) * up)
+    return answer
 
 
 def _gpt_oss_expert(parameters: Mapping[str, Floats], token: Floats) -> Floats:
     both = token @ parameters["gate_up_proj"] + parameters["gate_up_proj_bias"]
     gate, up = np.minimum(both[::2], 7), np.clip(both[1::2], -7, 7)
     inner = (up + 1) * gate / (1 + np.exp(-1.702 * gate))
-    return inner @ parameters["down_proj"] + parameters["down_proj_bias"]
+    answer: Floats = inner @ parameters["down_proj"] + parameters["down_proj_bias"]
+    return answer
 
 
 class Step(NamedTuple):
@@ -118,7 +120,7 @@ def _traced(module: nn.Module) -> onnx_ir.Model:
     return program.model
 
 
-@pytest.fixture(scope="module", params=["mixtral", "gpt_oss"])
+@pytest.fixture(scope="module", params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
