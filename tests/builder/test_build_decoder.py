@@ -11,7 +11,7 @@ import onnx
 import pytest
 import torch
 import transformers
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
 from safetensors.torch import load_file
 
 from enginehouse_builder.certify import read_continuations
@@ -94,6 +94,24 @@ def test_a_version_is_complete(built_decoder: BuiltDecoder, precision: str) -> N
     stages = [stage.stage for stage in manifest.build if stage.stage != "quantize"]
     assert stages == ["resolve", "export", "certify", "measure", "publish"]
     assert (folder / "tokenizer" / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_mixture_of_experts_is_built(
+    spec: BuildSpec, decoder_checkpoint: DecoderCheckpoint, precision: str
+) -> None:
+    model = str(decoder_checkpoint("qwen3_moe"))
+    published = _build(replace(spec, model=model, precision=precision))  # type: ignore[arg-type]
+    [engine] = read_manifest(published.folder).decoders
+    assert engine.certificate.top1_agreement == 1 or precision != "fp32"
+    tensors = onnx.load(published.folder / engine.model, load_external_data=False).graph.initializer
+    kinds = {tensor.name: tensor.data_type for tensor in tensors}
+    num_products = 2 * 2 * 8  # of 2 layers with 8 experts each
+    experts = [kind for name, kind in kinds.items() if ".experts." in name and "steps" not in name]
+    kept = TensorProto.FLOAT if precision == "fp32" else TensorProto.INT8
+    assert experts == [kept] * num_products
+    routers = [kind for name, kind in kinds.items() if ".mlp.gate." in name]
+    assert routers == [TensorProto.FLOAT] * 2  # whatever the precision
 
 
 def test_an_fp32_engine_says_what_transformers_says(

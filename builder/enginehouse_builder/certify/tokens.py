@@ -33,10 +33,12 @@ class JudgedDecoder:
     Attributes:
         precision: Of its weights, and of its arithmetic where that is not wider.
         cache_precision: Of its cached keys and values.
+        is_mixture: Whether its tokens choose among experts.
     """
 
     precision: DecoderPrecision
     cache_precision: CachePrecision
+    is_mixture: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,9 @@ def certify_decoder(
             allows.
     """
     texts = reference.continuations
-    tolerance = token_tolerance(judged.precision, judged.cache_precision)
+    tolerance = token_tolerance(
+        judged.precision, judged.cache_precision, is_mixture=judged.is_mixture
+    )
     with np.errstate(all="ignore"):  # what is no number shows in the figures
         trial = _try(engine, texts, tolerance.near)
     found = trial.figures

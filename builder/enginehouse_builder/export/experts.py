@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-__all__ = ["register_dense_experts"]
+__all__ = ["Experts", "register_dense_experts"]
 
 
-class _Experts(Protocol):
+class Experts(Protocol):
     """What transformers' modules of experts have in common."""
 
     num_experts: int
@@ -24,8 +24,14 @@ class _Experts(Protocol):
     is_transposed: bool
 
     def _apply_gate(self, both: Tensor) -> Tensor: ...
-    def act_fn(self, inner: Tensor) -> Tensor: ...
-    def post_expert_norm(self, outer: Tensor) -> Tensor: ...
+
+    def act_fn(self, inner: Tensor) -> Tensor:
+        """Between the products of experts without a gate."""
+        ...
+
+    def post_expert_norm(self, outer: Tensor) -> Tensor:
+        """After the second product."""
+        ...
 
 
 _NAME = "enginehouse_dense"
@@ -37,7 +43,7 @@ def register_dense_experts() -> str:
     return _NAME
 
 
-def _forward(experts: _Experts, hidden: Tensor, chosen: Tensor, chosen_weights: Tensor) -> Tensor:
+def _forward(experts: Experts, hidden: Tensor, chosen: Tensor, chosen_weights: Tensor) -> Tensor:
     """Takes hidden `[tokens, hidden]`, the router's choice `[tokens, top_k]` and its weights."""
     up = "gate_up_proj" if experts.has_gate else "up_proj"
     # Spread out: OpenVINO does not broadcast over the batch of a constant factor.
@@ -53,7 +59,7 @@ def _forward(experts: _Experts, hidden: Tensor, chosen: Tensor, chosen_weights: 
     return (outer * weights.transpose(0, 1).unsqueeze(-1)).sum(0).to(hidden.dtype)
 
 
-def _linear(experts: _Experts, name: str, inputs: Tensor) -> Tensor:
+def _linear(experts: Experts, name: str, inputs: Tensor) -> Tensor:
     weight: Tensor = getattr(experts, name)
     outputs: Tensor = inputs @ (weight if experts.is_transposed else weight.transpose(1, 2))
     if experts.has_bias:

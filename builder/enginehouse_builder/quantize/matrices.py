@@ -1,4 +1,8 @@
-"""Finds a decoder's matrices: constants that products multiply with, and tables of embeddings."""
+"""Finds a decoder's matrices: constants that products multiply with, and tables of embeddings.
+
+Those of routers are left out: which experts a token goes to is decided by what they give, and what
+little they lose by rounding would send some tokens elsewhere. They are small.
+"""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -9,6 +13,7 @@ import onnx
 
 __all__ = ["Matrix", "find_matrices"]
 
+_CHOICES, _PRODUCTS = ("TopK", "ArgMax"), ("MatMul", "Gemm")
 _TABLE_SHARE = 0.05  # of all weights: a smaller table is not worth its rounding
 
 
@@ -40,7 +45,12 @@ class Matrix:
 
 def find_matrices(graph: onnx.GraphProto) -> list[Matrix]:
     """Every matrix of the graph that can be rounded on its own, in the graph's order."""
-    shapes = {i.name: tuple(i.dims) for i in graph.initializer if _is_matrix(i)}
+    routers = _routers(graph)
+    shapes = {
+        i.name: (i.dims[0], i.dims[1])
+        for i in graph.initializer
+        if _is_matrix(i) and i.name not in routers
+    }
     readers = _readers(graph)
     vocab = _vocab_size(graph)
     table = _TABLE_SHARE * sum(prod(i.dims) for i in graph.initializer)
@@ -89,6 +99,26 @@ def _axis(
         )
         return 0 if is_product else None
     return None
+
+
+def _routers(graph: onnx.GraphProto) -> set[str]:
+    """Constants of the products nearest before a choice of the greatest."""
+    producers = {name: node for node in graph.node for name in node.output}
+    waiting = [node.input[0] for node in graph.node if node.op_type in _CHOICES]
+    seen: set[str] = set()
+    found: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        node = producers.get(name)
+        if name in seen or node is None:
+            continue
+        seen.add(name)
+        if node.op_type not in _PRODUCTS:
+            waiting += node.input
+            continue
+        weight = producers.get(node.input[1])  # a Transpose, if anything
+        found |= {node.input[1], *(weight.input if weight is not None else ())}
+    return found
 
 
 def _readers(graph: onnx.GraphProto) -> Mapping[str, list[onnx.NodeProto]]:

@@ -52,10 +52,17 @@ _CERTIFY_TOKENS = 2048  # of cache, beside two of the longest sequences
 
 @dataclass(frozen=True, slots=True)
 class DecoderGraph:
-    """What an engine is opened from, but for its cache, and the key of the stage that wrote it."""
+    """What an engine is opened from, but for its cache.
+
+    Attributes:
+        spec: Without room for a cache.
+        key: Of the stage that wrote the graph.
+        is_mixture: Whether tokens choose among experts.
+    """
 
     spec: DecoderSpec
     key: str
+    is_mixture: bool
 
     @property
     def settings(self) -> dict[str, object]:
@@ -162,7 +169,7 @@ def run_certify(
         graph.spec,
         cache_bytes=cache_bytes(graph.spec, 2 * graph.spec.max_tokens + _CERTIFY_TOKENS),
     )
-    judged = JudgedDecoder(spec.precision, spec.cache_precision)
+    judged = JudgedDecoder(spec.precision, spec.cache_precision, graph.is_mixture)
 
     def make(_: Path) -> CertifiedDecoder:
         with opened_decoder(spec) as engine:

@@ -127,7 +127,7 @@ def _graph(building: Building, exported: Result[ExportedDecoder], limits: Limits
         num_threads=context.num_threads,
         attention=attention,
     )
-    return DecoderGraph(spec, key)
+    return DecoderGraph(spec, key, exported.value.is_mixture)
 
 
 def _measure(building: Building, graph: DecoderGraph) -> Result[StepTimes]:

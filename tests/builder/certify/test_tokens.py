@@ -201,6 +201,16 @@ def test_rounded_weights_may_be_off_by_what_their_precision_allows() -> None:
         certify_decoder(engine, ROUNDED, REFERENCE)
 
 
+def test_a_few_tokens_may_go_to_other_experts_where_weights_are_rounded() -> None:
+    length = len(PROMPTS[4]) + 2
+    change = _raised(-0.5 * max(float(np.abs(right(p)).max()) for p in PROMPTS))
+    certify_decoder(_Faulty(change, length), replace(ROUNDED, is_mixture=True), REFERENCE)
+    with pytest.raises(CertificateError, match=r"0\.15 is allowed"):
+        certify_decoder(_Faulty(change, length), ROUNDED, REFERENCE)
+    with pytest.raises(CertificateError, match=r"0\.0001 is allowed"):
+        certify_decoder(_Faulty(change, length), replace(EXACT, is_mixture=True), REFERENCE)
+
+
 def test_perplexity_beyond_the_tolerance_fails() -> None:
     class Surprised(ScriptedDecoder):
         def answer(self, tokens: Sequence[int], *, beside: bool) -> Logits:

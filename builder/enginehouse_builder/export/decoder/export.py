@@ -16,6 +16,7 @@ from enginehouse_builder.manifest import GenerateTask, Tensor
 from enginehouse_builder.resolve import Resolved
 from enginehouse_builder.spec import BuildSpec
 
+from .experts import num_products, register_sorted_experts
 from .generation import end_ids, generation_defaults, save_generation_config
 from .observe import Observed, observe
 from .trace import input_tensors, output_tensors, write_decoder
@@ -35,6 +36,7 @@ class ExportedDecoder:
         generate: What serves it.
         max_tokens: Longest sequence, prompt and answer.
         architecture: The model's class in transformers.
+        is_mixture: Whether tokens choose among experts.
     """
 
     inputs: tuple[Tensor, ...]
@@ -42,6 +44,7 @@ class ExportedDecoder:
     generate: GenerateTask
     max_tokens: int
     architecture: str
+    is_mixture: bool
 
 
 def export_decoder(
@@ -62,7 +65,7 @@ def export_decoder(
     """
     tokenizer = load_tokenizer(resolved, spec)
     report("loading the weights")
-    model = load_model(resolved, spec, "eager")
+    model = load_model(resolved, spec, "eager", register_sorted_experts())
     max_tokens = decoder_max_tokens(spec.max_tokens, model)
     architecture = type(model).__name__
     report(f"tracing {architecture}")
@@ -80,6 +83,7 @@ def export_decoder(
         generate=_task(resolved, model, tokenizer, observed),
         max_tokens=max_tokens,
         architecture=architecture,
+        is_mixture=num_products(model) > 0,
     )
 
 

@@ -26,6 +26,7 @@ from .rehearsal import check_adapted
 __all__ = ["Observed", "observe"]
 
 _BATCH, _LENGTH, _ROWS = 2, 3, (2, 5, 4)
+_UNCLEAR = -1  # a window that is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +103,8 @@ class _Observer(ForeignCache):
 
     def mask(self, mask_function: MaskFunction) -> Tensor:
         window = window_of(mask_function)
-        if window is None:
-            raise UnsupportedModelError(
-                "what a token sees is neither all tokens before it nor the last so many"
-            )
-        return torch.full((1, 1, 1, 1), window)
+        # Some models build masks that no layer of theirs uses.
+        return torch.full((1, 1, 1, 1), _UNCLEAR if window is None else window)
 
     def attend(
         self,
@@ -123,6 +121,10 @@ class _Observer(ForeignCache):
             raise UnsupportedModelError("it attends to other keys and values than it caches")
         if attention_mask is None or attention_mask.shape != (1, 1, 1, 1):
             raise UnsupportedModelError("it masks its attention in its own way")
+        if attention_mask.item() == _UNCLEAR:
+            raise UnsupportedModelError(
+                "what a token sees is neither all tokens before it nor the last so many"
+            )
         self._last = None
         heads, kv_heads = query.shape[1], key.shape[1]
         if heads % kv_heads or query.shape[2] != _LENGTH or key.shape[2] != _LENGTH:

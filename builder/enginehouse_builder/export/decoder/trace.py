@@ -21,6 +21,8 @@ from enginehouse_builder.export.loading import quiet
 from enginehouse_builder.export.tidy import tidy
 from enginehouse_builder.manifest import AttentionLayer, Tensor
 
+from .expert_products import write_out_products
+from .experts import num_products
 from .observe import Observed
 from .operators import (
     ATTENTION,
@@ -67,11 +69,13 @@ def write_decoder(model: PreTrainedModel, observed: Observed, max_tokens: int, f
 
     Raises:
         UnsupportedModelError: The model cannot be traced, not for every length, not with standard
-            operators and the two of a decoder alone, or it lost some of its attention on the way.
+            operators and the two of a decoder alone, or it lost some of its attention or experts on
+            the way.
     """
     program = _trace(model, observed.layers)
     check_lengths(program, max_tokens)
     graph = program.model
+    write_out_products(graph.graph, num_products(model))
     with silent_exporter():
         tidy(graph)
     fix_squeezes(graph.graph)
