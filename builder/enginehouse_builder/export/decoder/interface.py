@@ -2,11 +2,17 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Never
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache
+from transformers.cache_utils import (
+    Cache,
+    CacheLayerMixin,
+    DummyLayer,
+    LinearAttentionCacheLayerMixin,
+)
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
@@ -32,6 +38,15 @@ _KNOWN_EXTRAS = {
 }
 
 
+class _NoLayers(list[CacheLayerMixin | LinearAttentionCacheLayerMixin | DummyLayer]):
+    """Refuses a model that looks for more in its cache than `update` and positions."""
+
+    def __getitem__(self, index: object) -> Never:
+        raise UnsupportedModelError(
+            "it caches more than keys and values: a sparse index, or states of another kind"
+        )
+
+
 class ForeignCache(Cache):
     """A cache that transformers writes to and reads from, and need know nothing more of.
 
@@ -40,7 +55,7 @@ class ForeignCache(Cache):
     """
 
     def __init__(self) -> None:
-        super().__init__(layers=[])
+        super().__init__(layers=_NoLayers())
         self.layer = -1
 
     def update(

@@ -82,6 +82,10 @@ class _Step(ForeignCache):
         self.write_index, self.kv_length, self.logit_rows = write_index, kv_length, logit_rows
 
     def write(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        return key, value  # a model may yet make keys and values of them: those are cached
+
+    def _cached(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys and values of the layer just set, with these new ones."""
         at = (self.layer, self.layer + len(self._geometry))
         for i, new in zip(at, (key, value), strict=True):
             self.caches[i] = cache_update(self.caches[i], new, self.write_index)
@@ -99,5 +103,6 @@ class _Step(ForeignCache):
     ) -> tuple[Tensor, None]:
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling  # transformers' own rule
         window = self._geometry[self.layer].window
+        key, value = self._cached(key, value)
         output = attention(query * scale, key, value, self.kv_length, window)
         return output.transpose(1, 2).contiguous(), None
