@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .certify import NUM_TOP, Continuation, Prompt
 from .export.loading import load_model, quiet
+from .export.rope import hold_rope
 from .resolve import Resolved
 from .spec import BuildSpec
 
@@ -19,14 +20,22 @@ _PIECE = 512  # tokens of a prompt at a time: plain attention takes memory by th
 class DecoderReference:
     """Goes on with one prompt at a time, always with the likeliest token, whatever ends a text."""
 
-    def __init__(self, resolved: Resolved, spec: BuildSpec) -> None:
+    def __init__(self, resolved: Resolved, spec: BuildSpec, held_tokens: int | None = None) -> None:
         """Loads the original: seconds, and its weights in fp32 of memory.
+
+        Args:
+            resolved: The original.
+            spec: Says whether the model's own code may run.
+            held_tokens: Its rope is held at that of a text of so many tokens; None leaves it to
+                change with each text.
 
         Raises:
             UnsupportedModelError: As `load_model`.
             ResolveError: As `load_model`.
         """
         self._model = load_model(resolved, spec, "eager")
+        if held_tokens is not None:
+            hold_rope(self._model, held_tokens)
         known = inspect.signature(self._model.forward).parameters
         self._can_skip = "logits_to_keep" in known
         self._has_cache = "past_key_values" in known

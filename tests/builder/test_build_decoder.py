@@ -26,6 +26,7 @@ from enginehouse_builder.spec import BuildSpec
 from enginehouse_server.engine.decoder import DecoderEngine, DecoderSpec, LayerGeometry, StepItem
 from tests.builder.conftest import DECODER, BuiltDecoder, DecoderCheckpoint
 from tests.builder.test_adapter import LLAMA, make_adapter
+from tests.fixtures.decoders import ORIGINAL_LENGTH
 
 
 @pytest.fixture
@@ -294,3 +295,14 @@ def test_a_model_beyond_the_memory_is_refused_with_the_figures(
     monkeypatch.setattr("enginehouse_builder.memory.available_bytes", lambda: 100_000)
     with pytest.raises(SpecError, match=r"million weights: its build takes about .* are free"):
         _build(spec)
+
+
+def test_a_build_beyond_the_length_of_its_rope_says_so(
+    decoder_checkpoint: DecoderCheckpoint, spec: BuildSpec
+) -> None:
+    published = _build(replace(spec, model=str(decoder_checkpoint("phi3_longrope")), max_tokens=96))
+    [engine] = published.manifest.decoders
+    assert published.manifest.limits.max_tokens == 96
+    assert engine.certificate.longest_prompt > ORIGINAL_LENGTH
+    assert engine.certificate.token_agreement == 1
+    assert engine.certificate.reference.endswith("fp32 with the rope of texts of 96 tokens")

@@ -1,7 +1,8 @@
 """What a decoder is asked to continue: beginnings of the samples, and one longer than its windows.
 
-An engine that mistakes a window or a position says so only beyond the window, so one prompt is
-made that reaches there, of all samples one after the other.
+An engine that mistakes a window or a position says so only beyond the window, or beyond the length
+that its positions are scaled from, so one prompt is made that reaches there, of all samples one
+after the other.
 """
 
 from collections.abc import Sequence
@@ -18,8 +19,8 @@ _MAX_PROMPTS = 48
 _NEW_TOKENS = 24
 _SHORT = 96  # tokens of a usual prompt, at most
 _LEAST = 2
-_BEYOND_WINDOW = 48
-_LONG_WITHOUT_WINDOW = 320
+_BEYOND = 48
+_LONG_ANYWAY = 320
 
 
 class Prompt(NamedTuple):
@@ -39,7 +40,7 @@ class Prompt(NamedTuple):
 
 
 def choose_prompts(
-    texts: Sequence[str], tokenizer: Tokenizer, max_tokens: int, windows: Sequence[int]
+    texts: Sequence[str], tokenizer: Tokenizer, max_tokens: int, lengths: Sequence[int]
 ) -> list[Prompt]:
     """The long prompt, then the others: every beginning of the list is spread over their lengths.
 
@@ -47,7 +48,8 @@ def choose_prompts(
         texts: The samples.
         tokenizer: The model's.
         max_tokens: Longest sequence, prompt and answer.
-        windows: Of the layers' attention; 0 is none.
+        lengths: What one prompt must be longer than: windows of the layers' attention and lengths
+            that positions are scaled from; 0 is none.
 
     Raises:
         SpecError: No sample is long enough to be a prompt.
@@ -64,14 +66,14 @@ def choose_prompts(
         raise SpecError("no sample is two tokens long: give longer texts with --samples")
     ordered = sorted(found, key=lambda tokens: (len(tokens), tokens))
     short = [Prompt(found[tokens], tokens, num_new, False) for tokens in _spread(ordered)]
-    long = _long_prompt(texts, tokenizer, _length(max_tokens - num_new, windows))
+    long = _long_prompt(texts, tokenizer, _length(max_tokens - num_new, lengths))
     return [Prompt(texts[0], long, num_new, True), *short[:_MAX_PROMPTS]]
 
 
-def _length(limit: int, windows: Sequence[int]) -> int:
-    """Of the long prompt: beyond every window that the limit reaches."""
-    reached = [window for window in windows if 0 < window < limit]
-    return min(limit, max([_LONG_WITHOUT_WINDOW, *(w + _BEYOND_WINDOW for w in reached)]))
+def _length(limit: int, lengths: Sequence[int]) -> int:
+    """Of the long prompt: beyond every length that the limit reaches."""
+    reached = [length for length in lengths if 0 < length < limit]
+    return min(limit, max([_LONG_ANYWAY, *(length + _BEYOND for length in reached)]))
 
 
 def _long_prompt(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> tuple[int, ...]:

@@ -6,6 +6,8 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 
 from enginehouse_builder.errors import SpecError
 
+from .rope import growing_limits, switching_lengths
+
 __all__ = ["DEFAULT_MAX_TOKENS", "decoder_max_tokens", "max_tokens_of", "model_limit"]
 
 DEFAULT_MAX_TOKENS = 512
@@ -36,14 +38,19 @@ def max_tokens_of(
 def decoder_max_tokens(asked: int | None, model: PreTrainedModel) -> int:
     """Longest sequence of the engine: what was asked for, else the model's limit, at most 4096.
 
+    Unasked it also stays where transformers' rope does not yet change with the text's length.
+
     Raises:
         SpecError: More was asked for than the model takes, or too little for an answer.
     """
-    limit = min(
-        [*_position_limits(model), *_switching_limits(model.config.get_text_config())], default=None
-    )
+    config = model.config.get_text_config()
+    limits: list[int] = [
+        *(growing_limits(config) or _position_limits(model)),
+        *_branching_limits(config),
+    ]
+    limit = min(limits, default=None)
     if asked is None:
-        return _DECODER_DEFAULT if limit is None else min(_DECODER_DEFAULT, limit)
+        return min([_DECODER_DEFAULT, *limits, *switching_lengths(config)])
     if limit is not None and asked > limit:
         raise SpecError(f"--max-tokens {asked} is more than the {limit} that the model takes")
     if asked < 2:
@@ -53,7 +60,12 @@ def decoder_max_tokens(asked: int | None, model: PreTrainedModel) -> int:
 
 def model_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> int | None:
     """Most tokens of a row that the model was made for, None if there is no end."""
-    limits = [*_position_limits(model), *_switching_limits(model.config.get_text_config())]
+    config = model.config.get_text_config()
+    limits = [
+        *_position_limits(model),
+        *_branching_limits(config),
+        *switching_lengths(config),
+    ]
     if tokenizer.model_max_length < _ABSURD:
         limits.append(tokenizer.model_max_length)
     return min(limits, default=None)
@@ -73,16 +85,10 @@ def _position_limits(model: PreTrainedModel) -> Iterator[int]:
             yield int(table.shape[0]) - padding - 1
 
 
-def _switching_limits(config: PretrainedConfig) -> Iterator[int]:
+def _branching_limits(config: PretrainedConfig) -> Iterator[int]:
     """Lengths at which the model's code takes another branch, which a traced graph does not."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    for kind in (rope, *(v for v in rope.values() if isinstance(v, dict))):
-        if kind.get("rope_type") in ("longrope", "dynamic"):
-            original = kind.get("original_max_position_embeddings")
-            original = original or _number(config, "original_max_position_embeddings")
-            yield original or config.max_position_embeddings
     if getattr(config, "attention_type", None) == "block_sparse":
-        yield (5 + 2 * config.num_random_blocks) * config.block_size
+        yield int((5 + 2 * config.num_random_blocks) * config.block_size)
 
 
 def _number(config: PretrainedConfig, field: str) -> int | None:

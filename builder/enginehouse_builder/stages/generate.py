@@ -121,7 +121,7 @@ def run_quantize(
 
 
 def run_reference(
-    context: Context, prompts: Sequence[Prompt], max_tokens: int, report: Report
+    context: Context, exported: ExportedDecoder, prompts: Sequence[Prompt], report: Report
 ) -> Result[ContinuationFile]:
     """Asks the original, in fp32: the prompts that a certificate needs, then while time is left."""
     tools = versions_of(*ORIGINAL_TOOLS)
@@ -130,14 +130,15 @@ def run_reference(
         tools,
         prompts=[list(prompt) for prompt in prompts],
         samples=context.samples.sha256,
-        max_tokens=max_tokens,
+        max_tokens=exported.max_tokens,
         minutes=context.spec.certify_minutes,
         **context.original,
     )
 
     def make(folder: Path) -> ContinuationFile:
         report("loading the original")
-        original = DecoderReference(context.resolved, context.spec)
+        held = exported.max_tokens if exported.held_beyond else None
+        original = DecoderReference(context.resolved, context.spec, held)
         ends_at = time.monotonic() + context.spec.certify_minutes * 60
         found = []
         for i, prompt in enumerate(prompts):
@@ -147,7 +148,9 @@ def run_reference(
                 report(f"asking the original prompt {i + 1} of {len(prompts)}")
             found.append(original.continued(prompt))
         name = f"transformers {tools['transformers']} fp32"
-        file = ContinuationFile(name, context.samples.sha256, max_tokens, tuple(found))
+        if held:
+            name += f" with the rope of texts of {held} tokens"
+        file = ContinuationFile(name, context.samples.sha256, exported.max_tokens, tuple(found))
         write_continuations(file, folder / REFERENCE_FILE)
         return file
 

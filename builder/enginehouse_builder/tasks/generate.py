@@ -56,10 +56,11 @@ def build_decoder(building: Building) -> Parts:
     graph = _graph(building, exported, limits)
     texts = [" ".join(filter(None, sample)) for sample in context.samples.inputs]
     windows = [layer.window for layer in exported.value.generate.layers]
+    lengths = [*windows, *exported.value.rope_lengths]
     with building.stage("certify") as stage:
         tokenizer = Tokenizer(exported.folder / "tokenizer" / "tokenizer.json", limits.max_tokens)
-        prompts = choose_prompts(texts, tokenizer, limits.max_tokens, windows)
-        reference = run_reference(context, prompts, limits.max_tokens, stage.report)
+        prompts = choose_prompts(texts, tokenizer, limits.max_tokens, lengths)
+        reference = run_reference(context, exported.value, prompts, stage.report)
         stage.report(f"going on with {len(reference.value.continuations)} prompts at once")
         certified = run_certify(context, graph, reference)
         building.took("certify", reference, certified)
@@ -89,9 +90,19 @@ def _export(building: Building) -> Result[ExportedDecoder]:
         task = exported.value.generate
         stage.result = (
             f"{len(task.layers)} layers, {task.vocab_size} tokens in the vocabulary, sequences of "
-            f"up to {exported.value.max_tokens}{exported.note}"
+            f"up to {exported.value.max_tokens}{_held(exported.value)}{exported.note}"
         )
     return exported
+
+
+def _held(exported: ExportedDecoder) -> str:
+    """Where the answers are not transformers' own for texts of every length, in words."""
+    if not exported.held_beyond:
+        return ""
+    return (
+        f", with the rope of texts beyond {exported.held_beyond} for shorter ones too (transformers"
+        f" changes it there; --max-tokens {exported.held_beyond} has the other for all)"
+    )
 
 
 def _graph(building: Building, exported: Result[ExportedDecoder], limits: Limits) -> DecoderGraph:

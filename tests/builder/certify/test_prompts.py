@@ -29,7 +29,7 @@ def test_the_first_prompts_are_of_all_lengths(tokenizer: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("max_tokens", "windows", "expected"),
+    ("max_tokens", "lengths", "expected"),
     [
         (2000, [0], 320),
         (2000, [512, 0, 64], 560),
@@ -39,10 +39,10 @@ def test_the_first_prompts_are_of_all_lengths(tokenizer: Tokenizer) -> None:
         (9, [4], 5),
     ],
 )
-def test_the_long_prompt_reaches_beyond_every_window_that_it_can(
-    tokenizer: Tokenizer, max_tokens: int, windows: list[int], expected: int
+def test_the_long_prompt_reaches_beyond_every_length_that_it_can(
+    tokenizer: Tokenizer, max_tokens: int, lengths: list[int], expected: int
 ) -> None:
-    prompts = choose_prompts(TEXTS, tokenizer, max_tokens, windows)
+    prompts = choose_prompts(TEXTS, tokenizer, max_tokens, lengths)
     assert len(prompts[0].tokens) == expected
     assert all(len(p.tokens) + p.num_new <= max_tokens for p in prompts)
     assert all(p.num_new >= 1 for p in prompts)

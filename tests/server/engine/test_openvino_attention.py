@@ -101,10 +101,3 @@ def test_what_paged_attention_cannot_express_is_refused(
     write_attention(geometry, make_tables(geometry), tmp_path / "model.onnx")
     with pytest.raises(PlanMismatchError, match=reason):
         OpenVinoDecoder(spec_of(geometry, tmp_path / "model.onnx"))
-
-
-def test_a_cache_in_u8_of_values_narrower_than_keys_is_refused(tmp_path: Path) -> None:
-    geometry = LayerGeometry(4, 2, 16, 8, window=0)
-    write_attention(geometry, make_tables(geometry), tmp_path / "model.onnx")
-    with pytest.raises(PlanMismatchError, match=r"here 8 and 16 wide: .* CACHE_PRECISION=fp32"):
-        OpenVinoDecoder(spec_of(geometry, tmp_path / "model.onnx", "u8"))

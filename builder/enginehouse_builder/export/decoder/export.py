@@ -11,6 +11,7 @@ from enginehouse_builder.errors import UnsupportedModelError
 from enginehouse_builder.export.graph import FILE_NAME
 from enginehouse_builder.export.limits import decoder_max_tokens
 from enginehouse_builder.export.loading import load_model, load_tokenizer
+from enginehouse_builder.export.rope import hold_rope, rope_lengths, switching_lengths
 from enginehouse_builder.export.tokens import check_tokenizer, check_vocabulary, save_tokenizer
 from enginehouse_builder.manifest import GenerateTask, Tensor
 from enginehouse_builder.resolve import Resolved
@@ -35,6 +36,9 @@ class ExportedDecoder:
         outputs: Logits, and the caches as they are then.
         generate: What serves it.
         max_tokens: Longest sequence, prompt and answer.
+        rope_lengths: Lengths that the model's scaling of positions takes a text beyond.
+        held_beyond: Of those, the longest that transformers' rope changes at and that sequences
+            pass: they all have the rope of texts beyond it. 0 if there is none.
         architecture: The model's class in transformers.
         is_mixture: Whether tokens choose among experts.
     """
@@ -43,6 +47,8 @@ class ExportedDecoder:
     outputs: tuple[Tensor, ...]
     generate: GenerateTask
     max_tokens: int
+    rope_lengths: tuple[int, ...]
+    held_beyond: int
     architecture: str
     is_mixture: bool
 
@@ -67,6 +73,7 @@ def export_decoder(
     report("loading the weights")
     model = load_model(resolved, spec, "eager", register_sorted_experts())
     max_tokens = decoder_max_tokens(spec.max_tokens, model)
+    hold_rope(model, max_tokens)
     architecture = type(model).__name__
     report(f"tracing {architecture}")
     try:
@@ -82,9 +89,16 @@ def export_decoder(
         outputs=output_tensors(observed),
         generate=_task(resolved, model, tokenizer, observed),
         max_tokens=max_tokens,
+        rope_lengths=rope_lengths(model.config.get_text_config()),
+        held_beyond=_held_beyond(model, max_tokens),
         architecture=architecture,
         is_mixture=num_products(model) > 0,
     )
+
+
+def _held_beyond(model: PreTrainedModel, max_tokens: int) -> int:
+    lengths = switching_lengths(model.config.get_text_config())
+    return max([length for length in lengths if length < max_tokens], default=0)
 
 
 def _save_text(

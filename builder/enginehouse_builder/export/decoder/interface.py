@@ -3,12 +3,17 @@
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, Never
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache
+from transformers.cache_utils import (
+    Cache,
+    CacheLayerMixin,
+    DummyLayer,
+    LinearAttentionCacheLayerMixin,
+)
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
@@ -58,6 +63,15 @@ class Extras(NamedTuple):
     window: int
 
 
+class _NoLayers(list[CacheLayerMixin | LinearAttentionCacheLayerMixin | DummyLayer]):
+    """Refuses a model that looks for more in its cache than `update` and positions."""
+
+    def __getitem__(self, index: object) -> Never:
+        raise UnsupportedModelError(
+            "it caches more than keys and values: a sparse index, or states of another kind"
+        )
+
+
 class ForeignCache(Cache):
     """A cache that transformers writes to and reads from, and the attention over it.
 
@@ -66,7 +80,7 @@ class ForeignCache(Cache):
     """
 
     def __init__(self) -> None:
-        super().__init__(layers=[])
+        super().__init__(layers=_NoLayers())
         self.layer = -1
 
     def update(

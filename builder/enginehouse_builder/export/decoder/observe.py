@@ -17,6 +17,7 @@ from enginehouse_builder.export.graph import reason_of
 from enginehouse_builder.export.loading import quiet
 from enginehouse_builder.manifest import AttentionLayer
 
+from .expansion import is_made_token_by_token, moved_on
 from .families import is_adaptable
 from .interface import ForeignCache, head_rows, logits_of, plugged, understand
 from .masks import MaskFunction, window_of
@@ -52,6 +53,13 @@ def observe(model: PreTrainedModel) -> Observed:
     if not takes_positions and not is_adaptable(model):
         raise UnsupportedModelError("its code takes no positions of tokens (position_ids)")
     seen = _Observer()
+    observed = _observed(model, seen)
+    if seen.expanded:
+        _check_expansion(model, seen)
+    return observed
+
+
+def _observed(model: PreTrainedModel, seen: "_Observer") -> Observed:
     ids = torch.arange(_BATCH * _LENGTH).reshape(_BATCH, _LENGTH)
     positions = torch.arange(_LENGTH).expand(_BATCH, -1)
     with (
@@ -76,6 +84,19 @@ def observe(model: PreTrainedModel) -> Observed:
     return observed
 
 
+def _check_expansion(model: PreTrainedModel, seen: "_Observer") -> None:
+    """Makes sure that keys and values are of each token alone where they are not what is cached."""
+    moved = _Observer(is_moved=True)
+    _observed(model, moved)
+    for layer, made in seen.expanded.items():
+        both = zip(made, moved.expanded[layer], strict=True)
+        if not all(is_made_token_by_token(*pair) for pair in both):
+            raise UnsupportedModelError(
+                f"layer {layer} attends to other keys and values than it caches, and makes those "
+                "of a token not of that token's alone"
+            )
+
+
 def _layers(seen: "_Observer", model: PreTrainedModel) -> tuple[AttentionLayer, ...]:
     wanted = int(model.config.get_text_config().num_hidden_layers)
     if seen.written != list(range(wanted)) or list(seen.attended) != seen.written:
@@ -88,18 +109,27 @@ def _layers(seen: "_Observer", model: PreTrainedModel) -> tuple[AttentionLayer, 
 
 
 class _Observer(ForeignCache):
-    """Notes what is written and attended to; its attention gives zeros."""
+    """Notes what is written and attended to; its attention gives zeros.
 
-    def __init__(self) -> None:
+    Attributes:
+        written: Layers, in order.
+        attended: Their shapes.
+        expanded: Keys and values of those that made them of what they had cached.
+    """
+
+    def __init__(self, *, is_moved: bool = False) -> None:
+        """Gives back what is cached, or has it `moved_on`."""
         super().__init__()
+        self._is_moved = is_moved
+        self.expanded: dict[int, tuple[Tensor, Tensor]] = {}
         self.written: list[int] = []
         self.attended: dict[int, AttentionLayer] = {}
         self._last: tuple[Tensor, Tensor] | None = None
 
     def write(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         self.written.append(self.layer)
-        self._last = (key, value)
-        return key, value
+        self._last = (moved_on(key), moved_on(value)) if self._is_moved else (key, value)
+        return self._last
 
     def mask(self, mask_function: MaskFunction) -> Tensor:
         window = window_of(mask_function)
@@ -117,8 +147,10 @@ class _Observer(ForeignCache):
         **extras: object,
     ) -> tuple[Tensor, None]:
         given = understand(extras)
-        if self._last is None or self._last[0] is not key or self._last[1] is not value:
+        if self._last is None:
             raise UnsupportedModelError("it attends to other keys and values than it caches")
+        if self._last[0] is not key or self._last[1] is not value:
+            self.expanded[self.layer] = (key, value)
         if attention_mask is None or attention_mask.shape != (1, 1, 1, 1):
             raise UnsupportedModelError("it masks its attention in its own way")
         if attention_mask.item() == _UNCLEAR:
@@ -127,7 +159,8 @@ class _Observer(ForeignCache):
             )
         self._last = None
         heads, kv_heads = query.shape[1], key.shape[1]
-        if heads % kv_heads or query.shape[2] != _LENGTH or key.shape[2] != _LENGTH:
+        lengths = {states.shape[2] for states in (query, key, value)}
+        if heads % kv_heads or value.shape[1] != kv_heads or lengths != {_LENGTH}:
             raise UnsupportedModelError(
                 f"its attention has queries {tuple(query.shape)} and keys {tuple(key.shape)}"
             )

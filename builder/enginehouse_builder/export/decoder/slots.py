@@ -80,6 +80,10 @@ class _Step(ForeignCache):
         self.write_index, self.kv_length, self.logit_rows = write_index, kv_length, logit_rows
 
     def write(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        return key, value  # a model may yet make keys and values of them: those are cached
+
+    def _cached(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys and values of the layer just set, with these new ones."""
         at = (self.layer, self.layer + len(self._geometry))
         for i, new in zip(at, (key, value), strict=True):
             self.caches[i] = cache_update(self.caches[i], new, self.write_index)
@@ -103,6 +107,7 @@ class _Step(ForeignCache):
             slopes = torch.zeros(layer.num_heads)
         if sinks is None and any(other.has_sinks for other in self._geometry):
             sinks = torch.full((layer.num_heads,), NO_SINK)
+        key, value = self._cached(key, value)
         output = attention(
             query * scale,
             key,

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from enginehouse_builder.errors import UnsupportedModelError
+from enginehouse_builder.export.complex import ExportableComplex
 from enginehouse_builder.export.graph import (
     check_lengths,
     fix_squeezes,
@@ -133,7 +134,7 @@ def _trace(model: PreTrainedModel, layers: Sequence[AttentionLayer]) -> torch.on
     }
     module = SlotDecoder(model, layers).eval()
     try:
-        with module.plugged(), quiet(), silent_exporter(), torch.no_grad():
+        with module.plugged(), ExportableComplex(), quiet(), silent_exporter(), torch.no_grad():
             program = torch.onnx.export(
                 module,
                 (),

@@ -27,13 +27,17 @@ _SLOPES_INPUT, _SINKS_INPUT = 4, 5  # of Attention
 _SCALARS = ("max_context_len",)
 
 
-def lower_decoder(core: ov.Core, file: Path, layers: Sequence[LayerGeometry]) -> ov.Model:
+def lower_decoder(
+    core: ov.Core, file: Path, layers: Sequence[LayerGeometry], *, equal_widths: bool = False
+) -> ov.Model:
     """Reads the graph with its attention and caches replaced.
 
     Args:
         core: Gets the conversions of the two operators: use it for this model alone.
         file: The canonical graph; its large weights stay where they are, mapped.
         layers: Shape of each layer's attention.
+        equal_widths: Whether keys and values are cached equally wide, the narrower ones with zeros
+            behind them.
 
     Returns:
         A model from `input_ids [tokens, 1]`, `write_index [tokens]` (positions), `logit_rows
@@ -43,7 +47,7 @@ def lower_decoder(core: ov.Core, file: Path, layers: Sequence[LayerGeometry]) ->
     Raises:
         PlanMismatchError: The file is not such a graph, or this OpenVINO cannot lower it.
     """
-    lowering = _Lowering(layers)
+    lowering = _Lowering(layers, equal_widths=equal_widths)
     core.add_extension(ConversionExtension("CacheUpdate", _DOMAIN, _new_entries))
     core.add_extension(ConversionExtension("Attention", _DOMAIN, lowering.attention))
     try:
@@ -68,8 +72,9 @@ def _new_entries(node: NodeContext) -> list[ov.Output]:
 class _Lowering:
     """Converts attentions in the order of the graph, which is that of the layers."""
 
-    def __init__(self, layers: Sequence[LayerGeometry]) -> None:
+    def __init__(self, layers: Sequence[LayerGeometry], *, equal_widths: bool) -> None:
         self._layers = layers
+        self._equal_widths = equal_widths
         self.attentions: list[ov.Node] = []
         self.failed: PlanMismatchError | None = None
 
@@ -87,6 +92,12 @@ class _Lowering:
             raise PlanMismatchError(f"the graph has more than {layer} attentions")
         geometry = self._geometry(node, layer)
         query, key, value = (node.get_input(i) for i in range(3))
+        value_dim = geometry.value_dim
+        if self._equal_widths and geometry.key_dim != value_dim:
+            width = max(geometry.key_dim, value_dim)
+            query, key = (_widened(t, width - geometry.key_dim) for t in (query, key))
+            value = _widened(value, width - value_dim)
+            geometry = geometry._replace(key_dim=width, value_dim=width)
         rows = Rows(
             query=_rows(query, geometry.num_heads * geometry.key_dim),
             key=_rows(key, geometry.num_kv_heads * geometry.key_dim),
@@ -102,6 +113,8 @@ class _Lowering:
         heads = ops.reshape(
             paged.output(0), _shape(-1, 1, geometry.num_heads, geometry.value_dim), False
         )
+        if geometry.value_dim != value_dim:
+            heads = ops.slice(heads, _shape(0), _shape(value_dim), _shape(1), _shape(3))
         return ops.transpose(heads, _shape(0, 2, 1, 3)).output(0)  # [tokens, heads, 1, width]
 
     def _geometry(self, node: NodeContext, layer: int) -> LayerGeometry:
@@ -114,6 +127,12 @@ class _Lowering:
         if obstacle := obstacle_to_paging([geometry]):
             raise PlanMismatchError(f"the model {obstacle}")
         return geometry
+
+
+def _widened(tensor: ov.Output, zeros: int) -> ov.Output:
+    """`[tokens, heads, 1, dim]` with so many zeros behind each."""
+    none, zero = _shape(0, 0, 0, 0), ops.constant(np.float32(0))
+    return ops.pad(tensor, none, _shape(0, 0, 0, zeros), "constant", zero).output(0)
 
 
 def _rows(tensor: ov.Output, width: int) -> ov.Output:
