@@ -134,7 +134,7 @@ def plugged(model: PreTrainedModel, cache: ForeignCache, make_mask: MakeMask) ->
     Raises:
         UnsupportedModelError: transformers has no way in to this model's attention.
     """
-    before, is_adapted = model.config._attn_implementation, is_adaptable(model)
+    before, is_adapted = model.config._attn_implementation or "eager", is_adaptable(model)
 
     def mask(*_: object, mask_function: MaskFunction, **__: object) -> Tensor | None:
         made = make_mask(mask_function)
