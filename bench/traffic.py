@@ -46,7 +46,7 @@ _EXPECTED: dict[Kind, frozenset[str]] = {
     "stalls": frozenset({FINISHED, STALLED, _FULL}),
 }
 _PATIENCE_S = 300.0
-_STALL_PROMPT, _STALL_SEQUENCES, _STALL_LOGPROBS = 16, 4, 20
+_STALL_PROMPT, _STALL_SEQUENCES, _STALL_LOGPROBS = 16, 2, 10
 # A connection that takes little before its caller reads.
 _NARROW = (("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0))
 

@@ -8,8 +8,8 @@ from tests.fixtures.server import ServerProcess
 from tests.integration.conftest import WRITER, Writer
 
 TRAFFIC = TrafficSettings(
-    seconds=12.0,
-    rate=25.0,
+    seconds=10.0,
+    rate=40.0,
     prompt_tokens=(1, 120),
     prefix_tokens=80,
     new_tokens=(1, 100),
@@ -20,7 +20,7 @@ TRAFFIC = TrafficSettings(
     stall_tokens=400,
 )
 FLAGS = (
-    *("--model", WRITER, "--max-running", "6", "--max-waiting", "12"),
+    *("--model", WRITER, "--max-running", "8", "--max-waiting", "8"),
     *("--cache-memory", "0.0003", "--stream-stall-timeout-s", "1"),
 )
 
@@ -29,7 +29,6 @@ FLAGS = (
 async def test_every_request_ends_once_and_leaves_nothing_behind(writer: Writer) -> None:
     with ServerProcess(writer.repository, *FLAGS) as server:
         found = await soak(server, WRITER, TRAFFIC)
-    print(found)
     assert not found.faults
     assert found.memory.share <= MAX_GROWTH, str(found.memory)
     # It was the traffic that it is meant to be.
