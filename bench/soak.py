@@ -4,19 +4,26 @@ import asyncio
 import time
 import urllib.request
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from .memory import Growth, MemoryWatch, growth_of
+from .models import build_model
+from .processes import Served, run_generate_load
 from .traffic import LEFT, Traffic, TrafficSettings, send_traffic
 
-__all__ = ["MAX_GROWTH", "Soaked", "soak"]
+__all__ = ["MAX_GROWTH", "Soaked", "soak", "soak_server"]
 
 MAX_GROWTH = 0.03  # of the mean resident memory, from the second third of the time to the last
 _NUM_SAMPLES = 100
 _IDLE_S = 30.0
+
+# A cache that holds a few of the longest sequences, and little patience with readers.
+_FLAGS = ("--cache-memory", "0.25", "--max-waiting", "32", "--stream-stall-timeout-s", "2")
+_LENGTHS = ("--prompt-tokens", "16..400", "--output-tokens", "8..200")
 
 
 class Server(Protocol):
@@ -79,6 +86,34 @@ async def soak(server: Server, model: str, settings: TrafficSettings) -> Soaked:
         after.num_preemptions - before.num_preemptions,
         after.num_reused_tokens - before.num_reused_tokens,
     )
+
+
+def soak_server(shape: str, minutes: float) -> Iterator[str]:
+    """Random traffic for minutes, as much as the server bears; says what it has left behind."""
+    with Served(build_model(shape, "int8"), *_FLAGS) as server:
+        closed = run_generate_load(server, "--concurrency", 12, "--duration", 20, *_LENGTHS)
+        rate = closed["throughput"]["requests_per_second"]
+        settings = TrafficSettings(
+            seconds=60 * minutes,
+            rate=rate,
+            prompt_tokens=(16, 400),
+            prefix_tokens=256,
+            new_tokens=(8, 200),
+            vocabulary=(1000, 20_000),
+            deadline_s=(0.1, 5.0),
+            dawdle_s=0.2,
+            stall_s=20.0,
+            stall_tokens=400,
+        )
+        found = asyncio.run(soak(server, server.model, settings))
+    traffic = found.traffic
+    yield f"soak {shape} int8, {minutes:g} minutes, {rate:.1f} random requests/s:"
+    for (kind, ending), count in sorted(traffic.endings.items()):
+        yield f"  {count} of those that {kind}: {ending}"
+    yield f"  {traffic.num_sent} requests, each ended once; faults (bar: none):"
+    yield from (f"    {fault}" for fault in found.faults or ("none",))
+    yield f"  {found.num_preemptions} preemptions, {found.num_reused_tokens} tokens used again"
+    yield f"  memory {found.memory} (bar: {MAX_GROWTH:.0%})"
 
 
 def _left(figures: _Figures) -> list[str]:
