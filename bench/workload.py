@@ -65,7 +65,7 @@ class Replayed:
 
 def prompt_of(num_tokens: int, seed: int) -> list[int]:
     """Random token ids, another prompt for each seed."""
-    return np.random.default_rng(seed).integers(_LOW, _HIGH, num_tokens).tolist()
+    return [int(i) for i in np.random.default_rng(seed).integers(_LOW, _HIGH, num_tokens)]
 
 
 def together(size: int, num_prompt: int, num_new: int, seed: int) -> list[Request]:

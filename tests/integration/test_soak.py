@@ -20,8 +20,8 @@ TRAFFIC = TrafficSettings(
     stall_tokens=400,
 )
 FLAGS = (
-    *("--model", WRITER, "--max-running", "8", "--max-waiting", "8"),
-    *("--cache-memory", "0.0003", "--stream-stall-timeout-s", "1"),
+    *("--model", WRITER, "--max-running", "3", "--max-waiting", "2"),
+    *("--cache-memory", "0.0002", "--stream-stall-timeout-s", "1"),
 )
 
 

@@ -68,7 +68,7 @@ class Call:
             try:
                 await self._context.abort(code_of(error), status.message, details)
             except grpc.aio.AbortError as aborted:
-                self._context.add_done_callback(partial(_forget, aborted))
+                self._context.add_done_callback(partial(_forget, aborted))  # type: ignore[arg-type]
                 raise
 
     async def metadata_sent(self) -> None:
