@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-__all__ = ["build_model", "tokenizer_of"]
+__all__ = ["DECODER_SHAPES", "build_model", "checkpoint_of", "tokenizer_of"]
 
 FOLDER = Path(".cache/bench")
 REPOSITORY = FOLDER / "repository"
@@ -21,7 +21,7 @@ _SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 
-_DECODER_SHAPES: dict[str, dict[str, Any]] = {
+DECODER_SHAPES: dict[str, dict[str, Any]] = {
     "qwen3": {  # that of Qwen3-0.6B
         "hidden_size": 1024,
         "num_hidden_layers": 28,
@@ -32,6 +32,17 @@ _DECODER_SHAPES: dict[str, dict[str, Any]] = {
         "vocab_size": 151936,
         "max_position_embeddings": 4096,
         "rope_theta": 1e6,
+        "tie_word_embeddings": True,
+    },
+    "small": {  # for trying out
+        "hidden_size": 384,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "intermediate_size": 1536,
+        "vocab_size": 32000,
+        "max_position_embeddings": 4096,
         "tie_word_embeddings": True,
     },
 }
@@ -48,8 +59,8 @@ def build_model(shape: str, precision: str) -> Path:
     name = f"{shape}-{precision}"
     shutil.rmtree(REPOSITORY / name, ignore_errors=True)  # an identical build takes seconds
     print(f"building {name}", flush=True)
-    flags = _DECODER_FLAGS if shape in _DECODER_SHAPES else ()
-    model = ("--model", _checkpoint(shape), "--name", name)
+    flags = _DECODER_FLAGS if shape in DECODER_SHAPES else ()
+    model = ("--model", checkpoint_of(shape), "--name", name)
     _run("build", *model, "--precision", precision, *flags)
     return REPOSITORY / name / "1"
 
@@ -59,7 +70,8 @@ def tokenizer_of(version: Path) -> Path:
     return version / "tokenizer/tokenizer.json"
 
 
-def _checkpoint(shape: str) -> Path:
+def checkpoint_of(shape: str) -> Path:
+    """The folder of the original, made if it is not there."""
     folder = FOLDER / "checkpoints" / shape
     if shape == "topics" and not (folder / "tokenizer.json").exists():
         from enginehouse_builder.demo.classifier import train_topics
@@ -78,8 +90,8 @@ def _checkpoint(shape: str) -> Path:
         from enginehouse_builder.demo.classifier import encoder_folder
 
         torch.manual_seed(0)
-        if shape in _DECODER_SHAPES:
-            decoder = Qwen3Config(**_DECODER_SHAPES[shape])
+        if shape in DECODER_SHAPES:
+            decoder = Qwen3Config(**DECODER_SHAPES[shape])
             Qwen3ForCausalLM(decoder).save_pretrained(folder)
         else:
             config = BertConfig(**_SHAPES[shape])

@@ -1,12 +1,9 @@
 """Twice the sustainable rate, for minutes: what is lost, what is good, and whether memory grows."""
 
-import threading
-import time
 from collections.abc import Iterator
-from statistics import mean, median
+from statistics import mean
 
-import psutil
-
+from .memory import MemoryWatch, growth_of
 from .models import FOLDER, build_model, tokenizer_of
 from .processes import Served, run_load
 from .texts import mixed_texts
@@ -26,18 +23,15 @@ def overload(shape: str, minutes: float) -> Iterator[str]:
         closed = ("--concurrency", 64, "--duration", 20, "--timeout-ms", 60000)
         before = _rate(run_load(server, texts_file, *closed))
         seconds = 60 * minutes
-        watch = _Watch(server.process_id, seconds)
         deadline = ("--timeout-ms", _DEADLINE_MS, "--slo-ms", _DEADLINE_MS)
         open_ = ("--rate", 2 * before, "--duration", seconds, "--max-in-flight", 4096, *deadline)
-        load = run_load(server, texts_file, *open_)
-        memory = watch.stop()
+        with MemoryWatch(server.process_id, _SAMPLE_S) as watch:
+            load = run_load(server, texts_file, *open_)
         after = _rate(run_load(server, texts_file, *closed))
     counts, sustainable = load["counts"], mean([before, after])
     good = load["throughput"]["goodput_per_second"]
     codes = {e["code"]: e["count"] for e in load["errors"]}
     ended = counts["answered"] + counts["failed"] + counts["unsent"] + counts["unfinished"]
-    last, second = memory[2 * len(memory) // 3 :], memory[len(memory) // 3 : 2 * len(memory) // 3]
-    growth = median(last) / median(second) - 1
     yield f"overload {shape} fp32, {minutes:g} minutes at twice the sustainable rate:"
     yield f"  sustainable {before:.1f} requests/s before, {after:.1f} after; sent {2 * before:.1f}"
     share = good / sustainable
@@ -46,37 +40,10 @@ def overload(shape: str, minutes: float) -> Iterator[str]:
     others = sorted(set(codes) - {"RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"})
     yield f"  unsent {counts['unsent']}, without an answer {counts['unfinished']} (bar: 0)"
     yield f"  other failures: {', '.join(others) or 'none'} (bar: none)"
-    yield f"  memory {median(last) / 2**20:.0f} MiB, {growth:+.2%} in the last third (bar: 3 %)"
+    yield f"  memory {growth_of(watch.samples)} (bar: 3 %)"
     generator = load["generator"]["cpu_share"]
     yield f"  the load generator used {generator:.1%} of a core, the server {watch.cpu_share:.1%}"
 
 
 def _rate(load: dict[str, dict[str, float]]) -> float:
     return float(load["throughput"]["requests_per_second"])
-
-
-class _Watch:
-    """Samples the memory of a process until stopped."""
-
-    def __init__(self, process_id: int, seconds: float) -> None:
-        self._process = psutil.Process(process_id)
-        self._samples: list[int] = []
-        self._stopped = threading.Event()
-        self._cpu_s = sum(self._process.cpu_times()[:2])
-        self._began = time.monotonic()
-        self.cpu_share = 0.0
-        self._thread = threading.Thread(target=self._run, args=(seconds,), daemon=True)
-        self._thread.start()
-
-    def stop(self) -> list[int]:
-        """Ends it and returns resident bytes, a sample a second."""
-        self._stopped.set()
-        self._thread.join()
-        cpu_s = sum(self._process.cpu_times()[:2]) - self._cpu_s
-        self.cpu_share = cpu_s / (time.monotonic() - self._began)
-        return self._samples
-
-    def _run(self, seconds: float) -> None:
-        end = self._began + seconds
-        while time.monotonic() < end and not self._stopped.wait(_SAMPLE_S):
-            self._samples.append(self._process.memory_info().rss)

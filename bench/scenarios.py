@@ -80,7 +80,7 @@ def latency_single(settings: Settings) -> Iterator[Comparison | str]:
         added = []
         for _ in range(settings.num_pairs):
             load = _load(server, texts_file, 1, settings.seconds)
-            added.append(load["latency_ms"]["p50"] - floor.ask("single"))
+            added.append(load["latency_ms"]["p50"] - floor.measure("single"))
     low, high = min(added), max(added)
     yield (
         f"minilm fp32, one in flight, 28 tokens: p50 is {median(added):.2f} ms "
@@ -170,7 +170,7 @@ class _Rig:
             name,
             "tokens/s",
             served,
-            lambda: self._floor.ask(f"throughput {self._settings.seconds}"),
+            lambda: self._floor.measure(f"throughput {self._settings.seconds}"),
             self._settings.num_pairs,
             bar,
         )

@@ -3,9 +3,11 @@
 import asyncio
 import logging
 import re
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn, Self, cast
 from uuid import uuid4
@@ -63,7 +65,11 @@ class Call:
         if isinstance(error, Exception):
             status = self.status_of(error)
             details = (("grpc-status-details-bin", status.SerializeToString()),)
-            await self._context.abort(code_of(error), status.message, details)
+            try:
+                await self._context.abort(code_of(error), status.message, details)
+            except grpc.aio.AbortError as aborted:
+                self._context.add_done_callback(partial(_forget, aborted))  # type: ignore[arg-type]
+                raise
 
     async def metadata_sent(self) -> None:
         """Waits until the initial metadata is out: a stream's messages must come after it."""
@@ -111,6 +117,19 @@ class Call:
             fields = {"rpc": self._rpc, "request_id": self.request_id}
             _log.error("internal error", exc_info=error, extra=fields)
         return status_of(error, self.request_id)
+
+
+def _forget(aborted: BaseException, _: Context) -> None:
+    """Lets go of what a call worked on when it failed.
+
+    gRPC keeps the exception of `abort` with the call, and the frames of its traceback keep the
+    call: until the collector's next full round, minutes away, a stream that was not read would hold
+    its whole answer. To be called when these frames are done.
+    """
+    error: BaseException | None = aborted
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 @dataclass(slots=True)

@@ -1,7 +1,9 @@
 """What every RPC does around its work, by a server with one method whose work a test sets."""
 
 import asyncio
+import gc
 import logging
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import cast
@@ -152,3 +154,25 @@ async def test_a_part_keeps_what_it_raises_and_the_call_goes_on() -> None:
     assert parts[0].status is not None
     assert parts[0].status.message == "full"
     assert parts[1].status is None
+
+
+async def test_a_failed_call_lets_go_of_what_it_worked_on() -> None:
+    """At once: the collector's full rounds are minutes apart in a server."""
+    worked_on: list[weakref.ref[asyncio.Event]] = []
+
+    async def work(_: Call) -> None:
+        answer = asyncio.Event()
+        worked_on.append(weakref.ref(answer))
+        raise OverloadedError("the stream was not read")
+
+    gc.disable()
+    try:
+        async with running(Service(work)) as echo:
+            for _ in range(3):
+                with pytest.raises(grpc.RpcError):
+                    await echo(b"x")
+            async with asyncio.timeout(10):
+                while any(reference() for reference in worked_on):  # noqa: ASYNC110
+                    await asyncio.sleep(0.005)
+    finally:
+        gc.enable()
