@@ -1,6 +1,5 @@
 """Generation over gRPC against other engines in process: requests together, and mixed arrivals."""
 
-import asyncio
 import itertools
 from collections.abc import Iterator, Sequence
 from statistics import median
@@ -55,7 +54,7 @@ def _together(
 
     def ours() -> float:
         requests = together(size, _PROMPT, _NEW, next(seeds))
-        return asyncio.run(replay(server.address, server.model, requests)).tokens_per_second
+        return replay(server.address, server.model, requests).tokens_per_second
 
     def theirs() -> float:
         return peer.replay(together(size, _PROMPT, _NEW, next(seeds))).tokens_per_second
@@ -69,11 +68,11 @@ def _mixed(
     server: Served, peer: PeerProcess, shape: str, num_pairs: int, seconds: float
 ) -> Iterator[Comparison | str]:
     rate = _LOAD * _sustainable_rate(peer)
-    asyncio.run(replay(server.address, server.model, mixed(rate, seconds / 4, seed=1)))
+    replay(server.address, server.model, mixed(rate, seconds / 4, seed=1))
     ours, theirs = list[Replayed](), list[Replayed]()
     for turn in range(num_pairs):
         requests = mixed(rate, seconds, seed=1000 + turn)
-        ours.append(asyncio.run(replay(server.address, server.model, requests)))
+        ours.append(replay(server.address, server.model, requests))
         theirs.append(peer.replay(requests))
     yield Comparison(
         f"{shape} int8, mixed arrivals over {peer.name}",

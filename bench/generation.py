@@ -1,6 +1,5 @@
 """What is measured of Generate, over gRPC, against the same engine stepped in a bare loop."""
 
-import asyncio
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from statistics import median
@@ -42,9 +41,7 @@ def shared_prefix(shape: str, num_pairs: int) -> Iterator[Comparison | str]:
         prefix = prompt_of(_LONG_PROMPT, 10_000)
 
         def ttft_ms(prompt: list[int]) -> float:
-            return asyncio.run(
-                replay(server.address, server.model, [Request(0.0, prompt, 1)])
-            ).ttft_ms
+            return replay(server.address, server.model, [Request(0.0, prompt, 1)]).ttft_ms
 
         turns = []
         for i in range(num_pairs):
@@ -94,7 +91,7 @@ def _decode_rate(server: Served, size: int) -> Callable[[], float]:
 
     def measure() -> float:
         requests = together(size, _PROMPT, _NEW + size, next(seeds))
-        times = asyncio.run(replay(server.address, server.model, requests)).times
+        times = replay(server.address, server.model, requests).times
         # While all run: without their prefills, which are not together either.
         begin, end = max(t[0] for t in times), min(t[-1] for t in times)
         return sum(begin < t <= end for stream in times for t in stream) / (end - begin)
@@ -118,7 +115,7 @@ def _gaps_and_ttfts(
     dues = [(2 + i) * _EVERY_S for i in range(num_prompts)]
     seed = 50_000 + 100 * len(streams) + 10_000 * num_prompts
     prompts = [Request(due_s, prompt_of(_LONG_PROMPT, seed + i), 1) for i, due_s in enumerate(dues)]
-    found = asyncio.run(replay(server.address, server.model, [*streams, *prompts])).times
+    found = replay(server.address, server.model, [*streams, *prompts]).times
     running, firsts = found[: len(streams)], [t[0] for t in found[len(streams) :]]
     end = min((t[-1] for t in running), default=float("inf"))
     waits = [(due, first) for due, first in zip(dues, firsts, strict=True) if first <= end]

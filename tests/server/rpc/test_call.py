@@ -163,7 +163,7 @@ async def test_a_failed_call_lets_go_of_what_it_worked_on() -> None:
     async def work(_: Call) -> None:
         answer = asyncio.Event()
         worked_on.append(weakref.ref(answer))
-        raise OverloadedError("the stream was not read")
+        raise OverloadedError("the stream was not read", 1.0)
 
     gc.disable()
     try:
