@@ -15,8 +15,8 @@ __all__ = ["decode_over_loop", "long_prompts_beside_streams", "shared_prefix"]
 
 _PROMPT, _NEW = 128, 96  # tokens
 _LONG_PROMPT = 512
-_NUM_STREAMS, _STREAM_NEW = 8, 880
-_EVERY_S, _NUM_IDLE = 2.0, 5
+_NUM_STREAMS, _MOST_NEW, _WARM_NEW = 8, 880, 160
+_EVERY_S, _NUM_IDLE, _LEAST_PROMPTS = 2.0, 5, 3
 
 
 def decode_over_loop(shape: str, num_pairs: int) -> Iterator[Comparison | str]:
@@ -61,13 +61,18 @@ def long_prompts_beside_streams(shape: str, seconds: float) -> Iterator[Comparis
     """Prompts of 512 tokens every two seconds while 8 streams run, and the same apart."""
     version = build_model(shape, "int8")
     with Served(version) as server:
-        # Kernels are made for new shapes: in a turn before, with other prompts.
-        _gaps_and_ttfts(server, _NUM_STREAMS, 2, 100)
-        quiet, _ = _gaps_and_ttfts(server, _NUM_STREAMS, 0, 200)
-        _, idle = _gaps_and_ttfts(server, 0, _NUM_IDLE, 300)
-        gaps, beside = _gaps_and_ttfts(server, _NUM_STREAMS, max(3, int(seconds / _EVERY_S)), 400)
-    if len(beside) < 3:
-        yield f"not measured: the streams ended after {len(beside)} prompts; take a larger shape"
+        # Kernels are made for new shapes: in turns before, with other prompts.
+        _gaps_and_ttfts(server, _streams(_WARM_NEW, 100), 2)
+        step_ms = median(_gaps_and_ttfts(server, _streams(_WARM_NEW, 200), 0)[0])
+        streams = _streams(min(_MOST_NEW, int(1e3 * seconds / step_ms)), 300)
+        quiet, _ = _gaps_and_ttfts(server, streams, 0)
+        _, idle = _gaps_and_ttfts(server, [], _NUM_IDLE)
+        gaps, beside = _gaps_and_ttfts(server, streams, int(seconds / _EVERY_S))
+    if len(beside) < _LEAST_PROMPTS:
+        yield (
+            f"not measured: the streams ended after {len(beside)} prompts, of {_LEAST_PROMPTS} at "
+            "least; take more --seconds, or a larger --decoder"
+        )
         return
     p99, quiet_ms = float(np.percentile(gaps, 99)), median(quiet)
     yield (
@@ -94,23 +99,24 @@ def _decode_rate(server: Served, size: int) -> Callable[[], float]:
     return measure
 
 
+def _streams(num_new: int, seed: int) -> list[Request]:
+    return together(_NUM_STREAMS, _PROMPT, num_new, seed)
+
+
 def _gaps_and_ttfts(
-    server: Served, num_streams: int, num_prompts: int, seed: int
+    server: Served, streams: Sequence[Request], num_prompts: int
 ) -> tuple[list[float], list[float]]:
     """Gaps between the streams' messages and times to the prompts' first tokens, ms.
 
     Only what is while all streams run; of the streams, when there are prompts, from the first
     of these until the last is answered. A message with several tokens is one gap, as it is read.
     """
-    streams = together(num_streams, _PROMPT, _STREAM_NEW, seed)
     # The streams are past their own prompts by the time of the first.
     dues = [(2 + i) * _EVERY_S for i in range(num_prompts)]
-    prompts = [
-        Request(due_s, prompt_of(_LONG_PROMPT, 50_000 + seed + i), 1)
-        for i, due_s in enumerate(dues)
-    ]
+    seed = 50_000 + 100 * len(streams) + 10_000 * num_prompts
+    prompts = [Request(due_s, prompt_of(_LONG_PROMPT, seed + i), 1) for i, due_s in enumerate(dues)]
     found = replay(server.address, server.model, [*streams, *prompts]).times
-    running, firsts = found[:num_streams], [t[0] for t in found[num_streams:]]
+    running, firsts = found[: len(streams)], [t[0] for t in found[len(streams) :]]
     end = min((t[-1] for t in running), default=float("inf"))
     waits = [(due, first) for due, first in zip(dues, firsts, strict=True) if first <= end]
     begin = max([t[0] for t in running] + dues[:1], default=0.0)
