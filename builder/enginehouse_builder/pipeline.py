@@ -10,7 +10,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 
-from enginehouse_server.engine.openvino.device import OpenVinoDevice, describe_device
+from enginehouse_server.engine.device import Device
+from enginehouse_server.engine.openvino.device import describe_device
 from enginehouse_server.engine.threads import available_threads
 
 from .cache import Cache
@@ -60,7 +61,7 @@ def build(spec: BuildSpec, display: Display) -> Published:
         return _publish(building, _BUILD[resolved.task](building))
 
 
-def check(spec: BuildSpec, device: OpenVinoDevice) -> None:
+def check(spec: BuildSpec, device: Device) -> None:
     """Refuses what can never be built, before anything slow.
 
     Raises:

@@ -16,7 +16,7 @@ from enginehouse_builder.manifest import from_json, to_json
 from enginehouse_builder.resolve import Resolved
 from enginehouse_builder.samples import Samples
 from enginehouse_builder.spec import BuildSpec
-from enginehouse_server.engine.openvino.device import OpenVinoDevice
+from enginehouse_server.engine.device import Device
 
 __all__ = [
     "BUILDER",
@@ -61,7 +61,7 @@ class Context:
     cache: Cache
     resolved: Resolved
     samples: Samples
-    device: OpenVinoDevice
+    device: Device
     num_threads: int
 
     def run(self, stage: str, key: str, kind: type[T], make: Callable[[Path], T]) -> "Result[T]":
