@@ -39,7 +39,7 @@ def attention_for(backend: str, layers: Sequence[LayerGeometry]) -> AttentionKin
     """
     with _imported(backend):
         if backend == "onnxruntime":
-            raise _no_decoder()
+            return "slots"
         from .openvino.paging import obstacle_to_paging
 
         return "paged" if obstacle_to_paging(layers) is None else "slots"
@@ -69,7 +69,9 @@ def create_decoder(backend: str, spec: DecoderSpec) -> DecoderEngine:
     """
     with _imported(backend):
         if backend == "onnxruntime":
-            raise _no_decoder()
+            from .onnxruntime import OnnxRuntimeDecoder
+
+            return OnnxRuntimeDecoder(spec)
         from .openvino import OpenVinoDecoder, OpenVinoSlotDecoder
 
         return OpenVinoDecoder(spec) if spec.attention == "paged" else OpenVinoSlotDecoder(spec)
@@ -89,7 +91,3 @@ def _imported(backend: str) -> Iterator[None]:
             f"the backend {backend} is not installed ({error}): "
             f"pip install 'enginehouse[{_EXTRAS[backend]}]'"
         ) from error
-
-
-def _no_decoder() -> PlanMismatchError:
-    return PlanMismatchError("the backend onnxruntime does not decode: use openvino")
