@@ -162,7 +162,7 @@ def test_bf16_is_refused_at_once_where_there_is_none(tmp_path: Path) -> None:
 
     spec = BuildSpec("x", tmp_path, tmp_path, precision="bf16")
     with pytest.raises(SpecError, match=r"old processor\) does not compute in bf16"):
-        check(spec, Device("2026", "old processor", has_bf16=False))
+        check(spec, {"openvino": Device("2026", "old processor", has_bf16=False)})
 
 
 def test_options_are_taken_from_variables(tmp_path: Path) -> None:

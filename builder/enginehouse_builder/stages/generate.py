@@ -54,6 +54,7 @@ _CERTIFY_TOKENS = 2048  # of cache, beside two of the longest sequences
 class DecoderGraph:
     """What an engine is opened from, but for its cache, and the key of the stage that wrote it."""
 
+    backend: str
     spec: DecoderSpec
     key: str
 
@@ -153,9 +154,9 @@ def run_certify(
     """Certifies an engine, or fails."""
     key = key_of(
         code_digest([f"{BUILDER}.certify", *_ENGINE_CODE]),
-        versions_of("openvino"),
+        context.runtime_of(graph.backend),
         reference=reference.key,
-        device=context.device.name,
+        device=context.devices[graph.backend].name,
         **graph.settings,
     )
     spec = replace(
@@ -165,7 +166,7 @@ def run_certify(
     judged = JudgedDecoder(spec.precision, spec.cache_precision)
 
     def make(_: Path) -> CertifiedDecoder:
-        with opened_decoder(spec) as engine:
+        with opened_decoder(spec, graph.backend) as engine:
             return certify_decoder(engine, judged, reference.value)
 
     return context.run("certify", key, CertifiedDecoder, make)
@@ -175,16 +176,17 @@ def run_measure(context: Context, graph: DecoderGraph) -> Result[StepTimes]:
     """Times an engine."""
     key = key_of(
         code_digest([f"{BUILDER}.measure_decoder", *_ENGINE_CODE]),
-        versions_of("openvino"),
+        context.runtime_of(graph.backend),
         num_threads=graph.spec.num_threads,
-        device=context.device.name,
+        device=context.devices[graph.backend].name,
         **graph.settings,
     )
 
     def make(_: Path) -> StepTimes:
         contexts = contexts_of(graph.spec)
         most = cache_bytes(graph.spec, contexts.num_tokens)
-        with opened_decoder(replace(graph.spec, cache_bytes=most)) as engine:
+        spec = replace(graph.spec, cache_bytes=most)
+        with opened_decoder(spec, graph.backend) as engine:
             return StepTimes(measure_decoder(engine, contexts))
 
     return context.run("measure", key, StepTimes, make)
