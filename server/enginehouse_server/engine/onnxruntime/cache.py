@@ -30,11 +30,11 @@ class SlotMemory:
             for i, layer in enumerate(layers)
             for kind, width in (("key", layer.key_dim), ("value", layer.value_dim))
         }
-        self._num_written = [0] * limits.num_blocks  # of the tokens of each row, the rest are 0
+        self._num_used = [0] * limits.num_blocks  # tokens of each row; what follows is of no use
 
-    def wrote(self, row: int, end: int) -> None:
-        """Notes that a row's tokens up to an end are, or are about to be, written."""
-        self._num_written[row] = max(self._num_written[row], end)
+    def use(self, row: int, num_tokens: int) -> None:
+        """Notes how many tokens of a row are, or are about to be, its sequence's."""
+        self._num_used[row] = num_tokens
 
     def keep_sound(self, starts: NDArray[np.int32], first_row: int, num_new: int) -> None:
         """Makes numbers of what is none of the new tokens of some rows, from a first one on.
@@ -51,20 +51,20 @@ class SlotMemory:
 
     def copy(self, source: int, target: int) -> None:
         """Copies one row into another."""
-        end = self._num_written[source]
+        end = self._num_used[source]
         for memory in self.layers.values():
             memory[target, :, :end] = memory[source, :, :end]
-        self.wrote(target, end)
+        self.use(target, end)
 
     def swap(self, one: int, other: int) -> None:
         """Exchanges two rows."""
-        written = self._num_written
-        end = max(written[one], written[other])
+        used = self._num_used
+        end = max(used[one], used[other])
         for memory in self.layers.values():
             kept = memory[one, :, :end].copy()
             memory[one, :, :end] = memory[other, :, :end]
             memory[other, :, :end] = kept
-        written[one], written[other] = written[other], written[one]
+        used[one], used[other] = used[other], used[one]
 
     def release(self) -> None:
         """Gives the memory back; nothing may be computing on it."""

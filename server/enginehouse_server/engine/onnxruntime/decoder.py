@@ -111,7 +111,7 @@ class OnnxRuntimeDecoder:
         lengths = step.write_index + np.int32(step.num_new)
         longest = np.array(lengths.max())
         for row, length in enumerate(lengths.tolist(), first_row):
-            self._memory.wrote(row, length)
+            self._memory.use(row, length)
         if len(self._logits) < step.num_logits:
             self._logits = np.empty((step.num_logits, self._logits.shape[1]), np.float32)
         logits = self._logits[: step.num_logits]
