@@ -55,6 +55,7 @@ class DecoderGraph:
     """What an engine is opened from, but for its cache.
 
     Attributes:
+        backend: What runs it.
         spec: Without room for a cache.
         key: Of the stage that wrote the graph.
         is_mixture: Whether tokens choose among experts.

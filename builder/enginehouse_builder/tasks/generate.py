@@ -143,7 +143,7 @@ def _graphs(
             num_threads=building.context.num_threads,
             attention=attention,
         )
-        graphs.append(DecoderGraph(target.backend, spec, key))
+        graphs.append(DecoderGraph(target.backend, spec, key, exported.value.is_mixture))
     return graphs
 
 
