@@ -71,9 +71,18 @@ def _common(command: F) -> F:
         _option("--repository", "Folder to publish into.", _FOLDER, Path("repository")),
         _option(
             "--precision",
-            "Arithmetic of the engine; of a decoder in int8 or int4, its weights alone.",
+            "Arithmetic of the engines; of a decoder in int8 or int4, its weights alone.",
             _PRECISION,
             "fp32",
+        ),
+        click.option(
+            "--target",
+            multiple=True,
+            metavar="BACKEND[=PRECISION]",
+            help="Runtime to build for: openvino or onnxruntime; may be given several times.  "
+            "[default: openvino]",
+            envvar="ENGINEHOUSE_TARGET",
+            show_envvar=True,
         ),
     ):
         command = option(command)
@@ -147,6 +156,7 @@ def build(  # noqa: PLR0913, PLR0917 - click passes every option by name
     certify_minutes: float,
     samples: Path | None,
     trust_remote_code: bool,
+    target: tuple[str, ...],
     precision: PrecisionName,
     repository: Path,
     cache_dir: Path,
@@ -171,6 +181,7 @@ def build(  # noqa: PLR0913, PLR0917 - click passes every option by name
                 task=task,
                 revision=revision,
                 adapter=adapter,
+                target=target,
                 precision=precision,
                 cache_precision=cache_precision,
                 max_tokens=max_tokens,
@@ -190,6 +201,7 @@ def build(  # noqa: PLR0913, PLR0917 - click passes every option by name
 @_common
 def demo(
     no_generate: bool,
+    target: tuple[str, ...],
     precision: PrecisionName,
     repository: Path,
     cache_dir: Path,
@@ -221,6 +233,7 @@ def demo(
                     repository=repository,
                     cache=cache_dir,
                     name=source.name,
+                    target=target,
                     precision=precision,
                     num_threads=threads,
                 )

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from enginehouse_server.engine.create import create_decoder
+from enginehouse_server.engine.create import BACKENDS, create_decoder
 from enginehouse_server.engine.decoder import DecoderEngine, DecoderSpec
 from enginehouse_server.engine.memory import available_bytes
 from enginehouse_server.errors import EnginehouseError
@@ -41,7 +41,7 @@ def token_bytes(spec: DecoderSpec) -> int:
 
 
 @contextmanager
-def opened_decoder(spec: DecoderSpec) -> Iterator[DecoderEngine]:
+def opened_decoder(spec: DecoderSpec, backend: str = BACKENDS[0]) -> Iterator[DecoderEngine]:
     """The engine, closed when the context ends.
 
     Raises:
@@ -49,7 +49,7 @@ def opened_decoder(spec: DecoderSpec) -> Iterator[DecoderEngine]:
         BuildError: The runtime failed while computing.
     """
     try:
-        engine = create_decoder("openvino", spec)
+        engine = create_decoder(backend, spec)
     except EnginehouseError as error:
         raise UnsupportedModelError(f"the exported model has no engine here: {error}") from error
     try:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from enginehouse_server.engine.base import EncoderEngine, EncoderSpec, Precision
-from enginehouse_server.engine.create import create_encoder
+from enginehouse_server.engine.create import BACKENDS, create_encoder
 from enginehouse_server.errors import EnginehouseError
 
 from .errors import BuildError, UnsupportedModelError
@@ -28,6 +28,7 @@ class EngineFile:
         max_batch_tokens: Most rows * padded length of a batch.
         num_threads: Processor threads of all lanes together.
         num_lanes: Batches that can compute side by side; one has all threads to itself.
+        backend: What runs it.
     """
 
     model: Path
@@ -37,6 +38,7 @@ class EngineFile:
     max_batch_tokens: int
     num_threads: int
     num_lanes: int = 1
+    backend: str = BACKENDS[0]
 
 
 @contextmanager
@@ -58,7 +60,7 @@ def opened(file: EngineFile) -> Iterator[EncoderEngine]:
         num_lanes=file.num_lanes,
     )
     try:
-        engine = create_encoder("openvino", spec)
+        engine = create_encoder(file.backend, spec)
     except EnginehouseError as error:
         raise UnsupportedModelError(f"the exported model has no engine here: {error}") from error
     try:

@@ -2,16 +2,18 @@
 
     resolve ▶ merge an adapter ▶ export ▶ quantize ▶ certify ▶ measure ▶ publish
 
-For OpenVINO on a CPU nothing is compiled ahead: it reads ONNX and compiles at load. What happens
-between resolving and publishing is the task's own affair.
+Nothing is compiled ahead: OpenVINO and ONNX Runtime read ONNX, and compile it or lower it at load.
+What happens between resolving and publishing is the task's own affair.
 """
 
 import time
 from collections.abc import Mapping
 from dataclasses import replace
 
-from enginehouse_server.engine.openvino.device import OpenVinoDevice, describe_device
+from enginehouse_server.engine.create import describe
+from enginehouse_server.engine.device import Device
 from enginehouse_server.engine.threads import available_threads
+from enginehouse_server.errors import PlanMismatchError
 
 from .cache import Cache
 from .display import Display
@@ -22,6 +24,7 @@ from .resolve import Resolved, resolve
 from .samples import read_samples
 from .spec import BuildSpec, Task
 from .stages import Context, run_merge
+from .targets import Target
 from .tasks import Building, build_classifier, build_decoder
 from .tasks.classify import check_classifier, classifier_limits
 from .tasks.generate import decoder_limits
@@ -39,8 +42,8 @@ def build(spec: BuildSpec, display: Display) -> Published:
     Raises:
         BuildError: It cannot be done; nothing was published.
     """
-    device = describe_device()
-    check(spec, device)
+    devices = _devices(spec)
+    check(spec, devices)
     samples = read_samples(spec.samples)
     check_repository(spec.repository)
     times: list[StageTime] = []
@@ -51,7 +54,7 @@ def build(spec: BuildSpec, display: Display) -> Published:
             cache=cache,
             resolved=resolved,
             samples=samples,
-            device=device,
+            devices=devices,
             num_threads=spec.num_threads or available_threads(),
         )
         building = Building(context, display, times)
@@ -60,7 +63,7 @@ def build(spec: BuildSpec, display: Display) -> Published:
         return _publish(building, _BUILD[resolved.task](building))
 
 
-def check(spec: BuildSpec, device: OpenVinoDevice) -> None:
+def check(spec: BuildSpec, devices: Mapping[str, Device]) -> None:
     """Refuses what can never be built, before anything slow.
 
     Raises:
@@ -79,7 +82,35 @@ def check(spec: BuildSpec, device: OpenVinoDevice) -> None:
         raise SpecError(f"--certify-minutes is {spec.certify_minutes}, but must be at least 0")
     if spec.task is not None:
         _check_task(spec, spec.task)
-    if "bf16" in (spec.precision, spec.cache_precision) and not device.has_bf16:
+    for target in spec.targets:
+        _check_target(spec, target, devices[target.backend])
+
+
+def _devices(spec: BuildSpec) -> dict[str, Device]:
+    """What each target runs on here.
+
+    Raises:
+        SpecError: One is unknown or not installed.
+    """
+    try:
+        return {target.backend: describe(target.backend) for target in spec.targets}
+    except PlanMismatchError as error:
+        raise SpecError(f"--target: {error}") from error
+
+
+def _check_target(spec: BuildSpec, target: Target, device: Device) -> None:
+    if target.backend == "onnxruntime":
+        if target.precision == "bf16":
+            raise SpecError(
+                "--target onnxruntime=bf16: ONNX Runtime does not compute in bf16 on a processor; "
+                "use onnxruntime=fp32, int8 or, for decoders, int4"
+            )
+        if spec.cache_precision not in (None, "fp32"):
+            raise SpecError(
+                f"--cache-precision is {spec.cache_precision}, but --target onnxruntime keeps keys "
+                "and values in slots, in fp32. Leave the option out"
+            )
+    if "bf16" in (target.precision, spec.cache_precision) and not device.has_bf16:
         raise SpecError(
             f"this processor ({device.name}) does not compute in bf16: use --precision fp32 or int8"
         )

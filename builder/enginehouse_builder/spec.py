@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from enginehouse_server.engine.base import Precision
 from enginehouse_server.engine.decoder import AttentionKind, CachePrecision, DecoderPrecision
 
 from .errors import SpecError
+from .targets import Target, targets_of
 
 __all__ = ["BuildSpec", "Task"]
 
@@ -26,7 +26,9 @@ class BuildSpec:
         task: None finds it from the model's configuration.
         revision: Branch, tag or commit on the hub; None is the default branch.
         adapter: Folder of a LoRA adapter that is merged into the model; None for none.
-        precision: Arithmetic of the engine, or of its weights where those are narrower.
+        target: Runtimes to build for, each BACKEND or BACKEND=PRECISION; none is openvino.
+        precision: Arithmetic of the engines, or of their weights where those are narrower, where a
+            target does not say it.
         cache_precision: Of a decoder's cached keys and values; None is fp32 for fp32 and wherever
             they are in slots, else u8.
         max_tokens: Longest row; of a decoder, prompt and answer together. None is the model's own
@@ -48,6 +50,7 @@ class BuildSpec:
     task: Task | None = None
     revision: str | None = None
     adapter: Path | None = None
+    target: tuple[str, ...] = ()
     precision: DecoderPrecision = "fp32"
     cache_precision: CachePrecision | None = None
     max_tokens: int | None = None
@@ -59,31 +62,31 @@ class BuildSpec:
     num_threads: int | None = None
 
     @property
-    def encoder_precision(self) -> Precision:
-        """Precision of a classifier's engine.
+    def targets(self) -> tuple[Target, ...]:
+        """What engines are built for, better ones first.
 
         Raises:
-            SpecError: No classifier is built in the precision asked for.
+            SpecError: A target is unknown, or comes twice.
         """
-        if self.precision == "int4":
-            raise SpecError("--precision int4 is for decoders: use fp32, bf16 or int8")
-        return self.precision
+        return targets_of(self.target, self.precision)
 
-    def decoder_cache_precision(self, attention: AttentionKind) -> CachePrecision:
-        """Of a decoder's cached keys and values, by how it attends to them.
+    def decoder_cache_precision(
+        self, attention: AttentionKind, precision: DecoderPrecision
+    ) -> CachePrecision:
+        """Of a decoder's cached keys and values, by how it attends to them and its own precision.
 
         Raises:
             SpecError: It, or the arithmetic, is to be of a precision that slots do not come in.
         """
         if attention == "paged":
-            return self.cache_precision or ("fp32" if self.precision == "fp32" else "u8")
+            return self.cache_precision or ("fp32" if precision == "fp32" else "u8")
         if self.cache_precision not in (None, "fp32"):
             raise SpecError(
                 f"--cache-precision is {self.cache_precision}, but this model's attention is none "
                 "that the runtime has an operator for: its keys and values are kept in slots, in "
                 "fp32. Leave the option out"
             )
-        if self.precision == "bf16":
+        if precision == "bf16":
             raise SpecError(
                 "--precision is bf16, but this model's attention is none that the runtime has an "
                 "operator for: it is computed in slots, in fp32. Use fp32, int8 or int4"

@@ -28,10 +28,36 @@ from .publish import Item
 from .resolve import Resolved
 from .stages import MODEL_FILE, REFERENCE_FILE, Result
 
-__all__ = ["Parts", "ProvenClassifier", "ProvenDecoder", "items_of", "manifest_of"]
+__all__ = [
+    "Parts",
+    "ProvenClassifier",
+    "ProvenDecoder",
+    "ProvenEncoder",
+    "ProvenGenerator",
+    "items_of",
+    "manifest_of",
+]
 
-_TARGET = "openvino"
 _TOOLS = ("enginehouse", "torch", "transformers", "tokenizers", "onnx", "onnxscript", "openvino")
+
+
+@dataclass(frozen=True, slots=True)
+class ProvenEncoder:
+    """An engine of a classifier.
+
+    Attributes:
+        backend: What runs it.
+        model: What it reads: the canonical graph, or one of its own.
+        precision: Its arithmetic, or of its weights where those are narrower.
+        certified: Its certificate and probes.
+        latency: Measured times.
+    """
+
+    backend: str
+    model: Path
+    precision: Precision
+    certified: Certified
+    latency: tuple[Latency, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,38 +66,44 @@ class ProvenClassifier:
 
     Attributes:
         task: What the logits mean, and which texts may share a batch.
-        precision: Of its engine.
-        certified: The engine's certificate and probes.
         buckets: The shapes that batches are padded to.
-        latency: Measured times.
+        engines: Best first.
     """
 
     task: ClassifyTask
-    precision: Precision
-    certified: Certified
     buckets: tuple[Bucket, ...]
-    latency: tuple[Latency, ...]
+    engines: tuple[ProvenEncoder, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class ProvenDecoder:
-    """What was found out about a decoder.
+    """An engine of a decoder.
 
     Attributes:
-        task: What serves it.
-        precision: Of its engine's weights.
-        cache_precision: Of its engine's cache.
-        attention: How its engine attends to the cache.
-        certified: The engine's certificate and probes.
+        backend: What runs it.
+        model: What it reads: the canonical graph, or one of its own.
+        precision: Of its weights.
+        cache_precision: Of its cache.
+        attention: How it attends to the cache.
+        certified: Its certificate and probes.
         step_times: Measured times.
     """
 
-    task: GenerateTask
+    backend: str
+    model: Path
     precision: DecoderPrecision
     cache_precision: CachePrecision
     attention: AttentionKind
     certified: CertifiedDecoder
     step_times: tuple[StepTime, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ProvenGenerator:
+    """What was found out about a decoder: what serves it, and its engines, best first."""
+
+    task: GenerateTask
+    engines: tuple[ProvenDecoder, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +113,7 @@ class Parts:
     Attributes:
         resolved: The original.
         exported: The canonical graph and the tokenizer.
-        limits: What the engine takes.
-        model: What the engine reads: the canonical graph, or one of its own.
+        limits: What the engines take.
         reference: The original's answers.
         proven: What is particular to the task.
     """
@@ -90,27 +121,31 @@ class Parts:
     resolved: Resolved
     exported: Result[ExportedClassifier | ExportedDecoder]
     limits: Limits
-    model: Path
     reference: Result[ReferenceFile | ContinuationFile]
-    proven: ProvenClassifier | ProvenDecoder
+    proven: ProvenClassifier | ProvenGenerator
 
     @property
-    def engine_folder(self) -> str:
-        """Where the engine's files lie in the version; empty if they are the canonical graph."""
-        return "" if self.model.parent == self.exported.folder else f"engines/{_TARGET}/"
+    def prefixes(self) -> dict[Path, str]:
+        """Where in the version each graph lies, by its folder; engines of one graph share it."""
+        found = {self.exported.folder: ""}
+        for engine in self.proven.engines:
+            found.setdefault(engine.model.parent, f"engines/{engine.backend}/")
+        return found
 
 
 def items_of(parts: Parts) -> list[Item]:
     """Every file of the version but the manifest."""
     exported, reference = parts.exported.folder, parts.reference.folder
-    items = [
-        *_items(exported, f"{MODEL_FILE}*", ""),
+    graphs = [
+        item
+        for folder, prefix in parts.prefixes.items()
+        for item in _items(folder, f"{MODEL_FILE}*", prefix)
+    ]
+    return [
+        *graphs,
         *_items(exported, "tokenizer/**/*", ""),
         *_items(reference, REFERENCE_FILE, ""),
     ]
-    if parts.engine_folder:
-        items += _items(parts.model.parent, f"{MODEL_FILE}*", parts.engine_folder)
-    return items
 
 
 def _items(folder: Path, pattern: str, prefix: str) -> list[Item]:
@@ -127,7 +162,7 @@ def manifest_of(
 ) -> Manifest:
     """The manifest of a version that has these files."""
     encoder = parts.proven if isinstance(parts.proven, ProvenClassifier) else None
-    decoder = parts.proven if isinstance(parts.proven, ProvenDecoder) else None
+    decoder = parts.proven if isinstance(parts.proven, ProvenGenerator) else None
     return Manifest(
         model=parts.resolved.name,
         version=version,
@@ -142,19 +177,23 @@ def manifest_of(
         canonical=_starting(files, MODEL_FILE),
         text=_starting(files, "tokenizer/"),
         reference=files[REFERENCE_FILE],
-        engines=(_encoder_of(parts, encoder, files),) if encoder else (),
-        decoders=(_decoder_of(parts, decoder, files),) if decoder else (),
+        engines=tuple(_encoder(parts, e, files) for e in encoder.engines) if encoder else (),
+        decoders=tuple(_decoder(parts, d, files) for d in decoder.engines) if decoder else (),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         build=tuple(times),
-        tools=versions_of(*_TOOLS),
+        tools=versions_of(*_TOOLS) | _runtimes(parts),
     )
 
 
-def _encoder_of(parts: Parts, proven: ProvenClassifier, files: Mapping[str, File]) -> Engine:
-    model = parts.engine_folder + MODEL_FILE
+def _runtimes(parts: Parts) -> dict[str, str]:
+    return {e.backend: e.certified.runtime_version for e in parts.proven.engines}
+
+
+def _encoder(parts: Parts, proven: ProvenEncoder, files: Mapping[str, File]) -> Engine:
+    model = parts.prefixes[proven.model.parent] + MODEL_FILE
     return Engine(
-        backend="openvino",
-        target=_TARGET,
+        backend=proven.backend,
+        target=proven.backend,
         model=model,
         files=_starting(files, model),
         runtime_version=proven.certified.runtime_version,
@@ -166,11 +205,11 @@ def _encoder_of(parts: Parts, proven: ProvenClassifier, files: Mapping[str, File
     )
 
 
-def _decoder_of(parts: Parts, proven: ProvenDecoder, files: Mapping[str, File]) -> DecoderEngine:
-    model = parts.engine_folder + MODEL_FILE
+def _decoder(parts: Parts, proven: ProvenDecoder, files: Mapping[str, File]) -> DecoderEngine:
+    model = parts.prefixes[proven.model.parent] + MODEL_FILE
     return DecoderEngine(
-        backend="openvino",
-        target=_TARGET,
+        backend=proven.backend,
+        target=proven.backend,
         model=model,
         files=_starting(files, model),
         runtime_version=proven.certified.runtime_version,

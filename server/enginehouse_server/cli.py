@@ -28,7 +28,7 @@ def serve(config: Path | None, **flags: Any) -> None:  # noqa: ANN401
 
     Every setting is a flag, a variable ENGINEHOUSE_<NAME> or an entry of the --config file; the
     first given of these counts. Exit codes: 0 stopped, 1 failed, 2 wrong usage or configuration,
-    4 nothing to serve, 130 or 143 ended by a second signal.
+    4 nothing to serve or --require unmet, 130 or 143 ended by a second signal.
     """
     try:
         settings = load_config(flags, config)

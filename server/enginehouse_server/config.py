@@ -109,6 +109,11 @@ class GenerateConfig:
 class EngineConfig:
     """How engines run."""
 
+    require: Literal["any", "openvino", "onnxruntime"] = setting(
+        "any",
+        "Serve every model on this runtime or, where one cannot be, none: end with exit code 4; "
+        "any is the best engine of each model that can be served here.",
+    )
     threads: int = setting(0, "Processor threads of an engine; 0 is all that may be used.")
     lanes: int = setting(
         0,

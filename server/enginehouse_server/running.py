@@ -48,6 +48,7 @@ def load_version(
         UnloadableError: It cannot be served.
     """
     num_threads = config.engine.threads or available_threads()
+    required = "" if config.engine.require == "any" else config.engine.require
     if read_version(folder).task == "generate":
         generate = config.generate
         return load_decoder(
@@ -58,6 +59,7 @@ def load_version(
                 max_tokens=generate.max_sequence_tokens,
                 max_running=generate.max_running,
                 max_step_tokens=generate.max_step_tokens,
+                required=required,
             ),
             check,
         )
@@ -69,6 +71,7 @@ def load_version(
             max_tokens=config.batching.max_tokens,
             max_batch=config.batching.max_batch,
             max_batch_tokens=config.batching.max_batch_tokens,
+            required=required,
         ),
         check,
     )

@@ -44,7 +44,7 @@ class Server:
 
         Raises:
             OSError: An address cannot be listened on.
-            UnloadableError: Not one model can be served.
+            UnloadableError: Not one model can be served, or one not on the required backend.
             ModelNotFoundError: A model that was asked for is not in the repository.
         """
         chosen = _chosen(scan(self._config.repository), self._config)
@@ -57,6 +57,7 @@ class Server:
             await self._grpc.set_health(found.model, serving=False)
         for found in chosen:
             await self._load(found)
+            self._check_required(found)
         if not any(e.state == "ready" for e in self._catalog):
             raise UnloadableError(f"nothing in {self._config.repository} can be served")
         await self._grpc.set_health("", serving=True)
@@ -115,6 +116,15 @@ class Server:
         entry = Entry(found.model, found.version, "ready", "", loaded, runner)
         self._catalog.put(entry)
         await self._grpc.set_health(found.model, serving=True)
+
+    def _check_required(self, found: Found) -> None:
+        """Raises UnloadableError for a version that is not served on the required backend."""
+        entry, required = (
+            self._catalog.find(found.model, found.version),
+            self._config.engine.require,
+        )
+        if required != "any" and entry.state != "ready":
+            raise UnloadableError(f"--require {required} cannot be kept: {entry.reason}")
 
     def _load_blocking(self, folder: Path) -> LoadedClassifier | LoadedDecoder:
         if self._gave_way:

@@ -59,7 +59,7 @@ def test_one_slot_is_enough_for_a_certificate(spec: BuildSpec) -> None:
 )
 def test_other_precisions_are_refused(asked: BuildSpec, reason: str) -> None:
     with pytest.raises(SpecError, match=reason):
-        asked.decoder_cache_precision("slots")
+        asked.decoder_cache_precision("slots", asked.precision)
 
 
 def test_slots_are_as_many_as_half_of_the_free_memory_holds(

@@ -158,11 +158,11 @@ def test_debug_shows_the_traceback(
 def test_bf16_is_refused_at_once_where_there_is_none(tmp_path: Path) -> None:
     from enginehouse_builder.pipeline import check
     from enginehouse_builder.spec import BuildSpec
-    from enginehouse_server.engine.openvino.device import OpenVinoDevice
+    from enginehouse_server.engine.device import Device
 
     spec = BuildSpec("x", tmp_path, tmp_path, precision="bf16")
     with pytest.raises(SpecError, match=r"old processor\) does not compute in bf16"):
-        check(spec, OpenVinoDevice("2026", "old processor", has_bf16=False))
+        check(spec, {"openvino": Device("2026", "old processor", has_bf16=False)})
 
 
 def test_options_are_taken_from_variables(tmp_path: Path) -> None:

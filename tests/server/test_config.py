@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import click
 import pytest
@@ -7,11 +8,13 @@ from click.testing import CliRunner
 from enginehouse_server.config import (
     BatchingConfig,
     ConfigError,
+    EngineConfig,
     GrpcConfig,
     ServerConfig,
     join_address,
     split_address,
 )
+from enginehouse_server.engine.create import BACKENDS
 from enginehouse_server.options import config_options, load_config, settings, settings_table
 from enginehouse_server.repository import Catalog
 from enginehouse_server.rpc import GrpcServer
@@ -27,6 +30,10 @@ def test_a_flag_beats_a_variable_beats_the_file_beats_the_default(tmp_path: Path
     found = load_config({"max_queue": 3}, file, variables).batching
     assert (found.max_queue, found.max_inputs, found.max_queue_s) == (3, 2, 1.0)
     assert found.batch_window == BatchingConfig().batch_window
+
+
+def test_every_backend_can_be_required() -> None:
+    assert get_args(get_type_hints(EngineConfig)["require"]) == ("any", *BACKENDS)
 
 
 def test_every_fault_is_listed_at_once() -> None:

@@ -24,7 +24,7 @@ _CACHE_BITS = {"fp32": 32, "bf16": 16, "u8": 8}
 _SHOWN_TOKENS = 10
 _ATTENDS = {
     "paged": "paged: by an operator of the runtime, over blocks that sequences may share",
-    "slots": "slots: by the graph's own operators, over a slot of each sequence",
+    "slots": "slots: over a slot of each sequence, as long as the longest",
 }
 
 

@@ -16,7 +16,7 @@ __all__ = ["show_repository", "show_version"]
 
 
 def show_repository(console: Console, versions: Sequence[Version]) -> None:
-    """A line a version."""
+    """A line an engine of every version."""
     table = table_of(
         "model", "version", "task", "engine", "worst error", "agree", "size", "created"
     )
@@ -27,14 +27,15 @@ def show_repository(console: Console, versions: Sequence[Version]) -> None:
             continue
         encoders = [classifier_line(engine) for engine in manifest.engines]
         decoders = [decoder_line(engine) for engine in manifest.decoders]
-        table.add_row(
-            manifest.model,
-            str(manifest.version),
-            manifest.task,
-            *(*encoders, *decoders)[0],
-            size(sum(file.size_bytes for file in files_of(manifest))),
-            manifest.created,
-        )
+        for line in (*encoders, *decoders):
+            table.add_row(
+                manifest.model,
+                str(manifest.version),
+                manifest.task,
+                *line,
+                size(sum(file.size_bytes for file in files_of(manifest))),
+                manifest.created,
+            )
     console.print(table)
     for version in versions:
         if version.fault:

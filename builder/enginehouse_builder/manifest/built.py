@@ -25,7 +25,7 @@ class BuiltEngine:
     """One compiled form of the model.
 
     Attributes:
-        backend: Which runtime loads it: "openvino".
+        backend: Which runtime loads it: "openvino" or "onnxruntime".
         target: What it was built for, as on the command line.
         model: Path of the file that the runtime is given, one of `files`.
         files: Everything that the runtime reads.

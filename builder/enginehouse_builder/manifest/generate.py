@@ -156,7 +156,7 @@ class DecoderEngine(BuiltEngine):
         probes: Prompts with the tokens that the certified engine went on with.
         step_times: Measured times.
         attention: "paged" by an operator of the runtime, over blocks that sequences may share;
-            "slots" by the graph's own operators, over a slot of each sequence.
+            "slots" over a slot of each sequence, as long as the longest.
     """
 
     precision: Literal["fp32", "bf16", "int8", "int4"]

@@ -152,11 +152,11 @@ def run_padding(
     """Finds out whether padding changes the answers of a graph, in fp32."""
     key = key_of(
         code_digest([f"{BUILDER}.certify", f"{BUILDER}.buckets", *_ENGINE_CODE]),
-        versions_of("openvino"),
+        context.runtime_of(graph.file.backend),
         graph=graph.key,
         rows=_rows_sha256(rows),
         judged=to_json(judged),
-        device=context.device.name,
+        device=context.devices[graph.file.backend].name,
     )
 
     def make(_: Path) -> PaddingCheck:
@@ -176,12 +176,12 @@ def run_certify(
     """Certifies an engine, or fails."""
     key = key_of(
         code_digest([f"{BUILDER}.certify", *_ENGINE_CODE]),
-        versions_of("openvino"),
+        context.runtime_of(graph.file.backend),
         graph=graph.key,
         rows=_rows_sha256(rows),
         judged=to_json(judged),
         reference=reference.key,
-        device=context.device.name,
+        device=context.devices[graph.file.backend].name,
     )
 
     def make(_: Path) -> Certified:
@@ -195,12 +195,12 @@ def run_measure(context: Context, graph: Graph, buckets: Sequence[Bucket]) -> Re
     """Times a lane of an engine with as many as a server of these threads gives it by default."""
     key = key_of(
         code_digest([f"{BUILDER}.measure", *_ENGINE_CODE]),
-        versions_of("openvino"),
+        context.runtime_of(graph.file.backend),
         graph=graph.key,
         precision=graph.file.precision,
         buckets=[to_json(bucket) for bucket in buckets],
         num_threads=graph.file.num_threads,
-        device=context.device.name,
+        device=context.devices[graph.file.backend].name,
     )
 
     def make(_: Path) -> Latencies:

@@ -6,7 +6,7 @@ there as JSON beside the files. Those that have to do with an engine depend on t
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -16,7 +16,7 @@ from enginehouse_builder.manifest import from_json, to_json
 from enginehouse_builder.resolve import Resolved
 from enginehouse_builder.samples import Samples
 from enginehouse_builder.spec import BuildSpec
-from enginehouse_server.engine.openvino.device import OpenVinoDevice
+from enginehouse_server.engine.device import Device
 
 __all__ = [
     "BUILDER",
@@ -53,7 +53,7 @@ class Context:
         cache: Keeps results.
         resolved: The original.
         samples: Texts to calibrate and certify on.
-        device: What runs the engine.
+        devices: What runs the engines, by backend.
         num_threads: Processor threads.
     """
 
@@ -61,7 +61,7 @@ class Context:
     cache: Cache
     resolved: Resolved
     samples: Samples
-    device: OpenVinoDevice
+    devices: Mapping[str, Device]
     num_threads: int
 
     def run(self, stage: str, key: str, kind: type[T], make: Callable[[Path], T]) -> "Result[T]":
@@ -74,6 +74,10 @@ class Context:
         cached = self.cache.stage(stage, key, fill)
         document = json.loads((cached.folder / _RESULT_FILE).read_text(encoding="utf-8"))
         return Result(from_json(kind, document, stage), cached.folder, key, cached.seconds)
+
+    def runtime_of(self, backend: str) -> dict[str, str]:
+        """A backend's version, by name, for a key."""
+        return {backend: self.devices[backend].runtime_version}
 
     @property
     def original(self) -> dict[str, object]:

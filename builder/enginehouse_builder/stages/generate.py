@@ -55,11 +55,13 @@ class DecoderGraph:
     """What an engine is opened from, but for its cache.
 
     Attributes:
+        backend: What runs it.
         spec: Without room for a cache.
         key: Of the stage that wrote the graph.
         is_mixture: Whether tokens choose among experts.
     """
 
+    backend: str
     spec: DecoderSpec
     key: str
     is_mixture: bool
@@ -163,9 +165,9 @@ def run_certify(
     """Certifies an engine, or fails."""
     key = key_of(
         code_digest([f"{BUILDER}.certify", *_ENGINE_CODE]),
-        versions_of("openvino"),
+        context.runtime_of(graph.backend),
         reference=reference.key,
-        device=context.device.name,
+        device=context.devices[graph.backend].name,
         **graph.settings,
     )
     spec = replace(
@@ -175,7 +177,7 @@ def run_certify(
     judged = JudgedDecoder(spec.precision, spec.cache_precision, graph.is_mixture)
 
     def make(_: Path) -> CertifiedDecoder:
-        with opened_decoder(spec) as engine:
+        with opened_decoder(spec, graph.backend) as engine:
             return certify_decoder(engine, judged, reference.value)
 
     return context.run("certify", key, CertifiedDecoder, make)
@@ -185,16 +187,17 @@ def run_measure(context: Context, graph: DecoderGraph) -> Result[StepTimes]:
     """Times an engine."""
     key = key_of(
         code_digest([f"{BUILDER}.measure_decoder", *_ENGINE_CODE]),
-        versions_of("openvino"),
+        context.runtime_of(graph.backend),
         num_threads=graph.spec.num_threads,
-        device=context.device.name,
+        device=context.devices[graph.backend].name,
         **graph.settings,
     )
 
     def make(_: Path) -> StepTimes:
         contexts = contexts_of(graph.spec)
         most = cache_bytes(graph.spec, contexts.num_tokens)
-        with opened_decoder(replace(graph.spec, cache_bytes=most)) as engine:
+        spec = replace(graph.spec, cache_bytes=most)
+        with opened_decoder(spec, graph.backend) as engine:
             return StepTimes(measure_decoder(engine, contexts))
 
     return context.run("measure", key, StepTimes, make)

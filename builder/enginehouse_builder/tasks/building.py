@@ -1,13 +1,13 @@
 """A build under way: what its stages use, how they are shown, and how long they took."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from enginehouse_builder.display import Display, StageDisplay
 from enginehouse_builder.manifest import StageTime
 from enginehouse_builder.stages import Context, Result
 
-__all__ = ["Building"]
+__all__ = ["Building", "by_target"]
 
 
 class Building:
@@ -32,3 +32,11 @@ class Building:
     def took(self, stage: str, *results: Result[object]) -> None:
         """Notes how long a stage took."""
         self.times.append(StageTime(stage, round(sum(r.seconds for r in results), 3)))
+
+
+def by_target(said: Iterable[tuple[str, str]]) -> str:
+    """What is said of each target, by name where there are several."""
+    texts = list(said)
+    if len(texts) == 1:
+        return texts[0][1]
+    return "; ".join(f"{name}: {text}" for name, text in texts)

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from enginehouse_builder.buckets import default_buckets
 from enginehouse_builder.certify import Certified, Judged
 from enginehouse_builder.engine_file import EngineFile
 from enginehouse_builder.errors import SpecError
 from enginehouse_builder.export import ExportedClassifier
-from enginehouse_builder.manifest import Bucket, Limits
+from enginehouse_builder.manifest import Bucket, ClassifyTask, Limits
 from enginehouse_builder.samples import read_samples, samples_for
 from enginehouse_builder.spec import BuildSpec
 from enginehouse_builder.stages import MODEL_FILE, Result
@@ -22,10 +23,10 @@ from enginehouse_builder.stages.classify import (
     run_quantize,
     run_reference,
 )
-from enginehouse_builder.version_files import Parts, ProvenClassifier
+from enginehouse_builder.version_files import Parts, ProvenClassifier, ProvenEncoder
 from enginehouse_server.text import Encoding, Tokenizer
 
-from .building import Building
+from .building import Building, by_target
 
 __all__ = ["build_classifier", "check_classifier", "classifier_limits"]
 
@@ -38,7 +39,8 @@ def check_classifier(spec: BuildSpec) -> None:
     Raises:
         SpecError: There is one.
     """
-    _ = spec.encoder_precision
+    for target in spec.targets:
+        _ = target.encoder_precision
     if spec.cache_precision is not None:
         raise SpecError("--cache-precision is for decoders: a classifier caches nothing")
 
@@ -65,15 +67,13 @@ def build_classifier(building: Building) -> Parts:
         BuildError: One failed.
     """
     context = building.context
-    precision = context.spec.encoder_precision
     exported = _export(building)
     value = exported.value
     limits = classifier_limits(context.spec, value.max_tokens)
     texts = samples_for(context.samples, accepts_pairs=value.classify.accepts_pairs)
     tokenizer = Tokenizer(exported.folder / "tokenizer" / "tokenizer.json", limits.max_tokens)
     rows = tokenizer.encode(texts, truncate=True)
-    canonical = _canonical(exported, limits, context.num_threads)
-    graph = _graph(building, exported, canonical, rows)
+    graphs = _graphs(building, exported, limits, rows)
     with building.stage("certify") as stage:
         reference = run_reference(context, texts, limits.max_tokens, stage.report)
         stage.report("comparing alone and padded answers")
@@ -81,26 +81,40 @@ def build_classifier(building: Building) -> Parts:
         # A user's own samples may all be of one length, or a single one.
         shipped = samples_for(read_samples(None), accepts_pairs=value.classify.accepts_pairs)
         more = tokenizer.encode(shipped, truncate=True)
-        padding = run_padding(context, canonical, judged, [*rows, *more])
+        canonical = replace(graphs[0].file, model=exported.folder / MODEL_FILE, precision="fp32")
+        padding = run_padding(context, Graph(canonical, exported.key), judged, [*rows, *more])
         task = replace(
             value.classify, padding="invariant" if padding.value.is_invariant else "equal_length"
         )
-        stage.report(f"running the engine on {len(rows)} samples, alone and in batches")
-        judged = Judged(precision, task, limits)
-        certified = run_certify(context, graph, judged, rows, reference)
-        building.took("certify", reference, padding, certified)
-        stage.result = _verdict(certified.value, judged) + certified.note
+        certified = []
+        for graph in graphs:
+            name = graph.file.backend
+            stage.report(f"running {name} on {len(rows)} samples, alone and in batches")
+            judged = Judged(graph.file.precision, task, limits)
+            certified.append(run_certify(context, graph, judged, rows, reference))
+        building.took("certify", reference, padding, *certified)
+        stage.result = by_target(
+            (graph.file.backend, _verdict(found.value, task) + found.note)
+            for graph, found in zip(graphs, certified, strict=True)
+        )
     buckets = default_buckets(limits, task)
-    latencies = _measure(building, graph, buckets)
+    latencies = _measure(building, graphs, buckets)
+    engines = tuple(
+        ProvenEncoder(
+            backend=graph.file.backend,
+            model=graph.file.model,
+            precision=graph.file.precision,
+            certified=found.value,
+            latency=times.value.by_shape,
+        )
+        for graph, found, times in zip(graphs, certified, latencies, strict=True)
+    )
     return Parts(
         resolved=context.resolved,
         exported=exported,
         limits=limits,
-        model=graph.file.model,
         reference=reference,
-        proven=ProvenClassifier(
-            task, precision, certified.value, buckets, latencies.value.by_shape
-        ),
+        proven=ProvenClassifier(task, buckets, engines),
     )
 
 
@@ -115,17 +129,37 @@ def _export(building: Building) -> Result[ExportedClassifier]:
     return exported
 
 
-def _graph(
+def _graphs(
     building: Building,
     exported: Result[ExportedClassifier],
-    canonical: Graph,
+    limits: Limits,
     rows: Sequence[Encoding],
-) -> Graph:
-    """The graph of the precision asked for: the canonical one, or its int8 form."""
-    precision = building.context.spec.encoder_precision
-    file = replace(canonical.file, precision=precision)
-    if precision != "int8":
-        return Graph(file, canonical.key)
+) -> list[Graph]:
+    """The graph of every target: the canonical one, or its int8 form, made once."""
+    targets = building.context.spec.targets
+    canonical = exported.folder, exported.key
+    is_rounded = any(target.encoder_precision == "int8" for target in targets)
+    rounded = _rounded(building, exported, rows) if is_rounded else canonical
+    graphs = []
+    for target in targets:
+        folder, key = rounded if target.encoder_precision == "int8" else canonical
+        file = EngineFile(
+            model=folder / MODEL_FILE,
+            precision=target.encoder_precision,
+            inputs=tuple(tensor.name for tensor in exported.value.inputs),
+            pad_id=exported.value.pad_id,
+            max_batch_tokens=limits.max_batch_tokens,
+            num_threads=building.context.num_threads,
+            backend=target.backend,
+        )
+        graphs.append(Graph(file, key))
+    return graphs
+
+
+def _rounded(
+    building: Building, exported: Result[ExportedClassifier], rows: Sequence[Encoding]
+) -> tuple[Path, str]:
+    """Folder and key of the graph in int8."""
     with building.stage("quantize") as stage:
         quantized = run_quantize(building.context, exported, rows, stage.report)
         building.took("quantize", quantized)
@@ -134,38 +168,38 @@ def _graph(
         if found.num_fp32:
             stage.result += f", {found.num_fp32} that would lose too much in fp32"
         stage.result += quantized.note
-    return Graph(replace(file, model=quantized.folder / MODEL_FILE), quantized.key)
+    return quantized.folder, quantized.key
 
 
-def _measure(building: Building, graph: Graph, buckets: Sequence[Bucket]) -> Result[Latencies]:
+def _measure(
+    building: Building, graphs: Sequence[Graph], buckets: Sequence[Bucket]
+) -> list[Result[Latencies]]:
     context = building.context
+    num_shapes = sum(len(bucket.batches) for bucket in buckets)
+    latencies, said = [], []
     with building.stage("measure") as stage:
-        num_shapes = sum(len(bucket.batches) for bucket in buckets)
-        stage.report(f"timing up to {num_shapes} shapes on {context.num_threads} threads")
-        latencies = run_measure(context, graph, buckets)
-        building.took("measure", latencies)
-        times = latencies.value.by_shape
-        one = times[0]
-        stage.result = (
-            f"{len(times)} of {num_shapes} shapes; {one.median_ms:.2f} ms for "
-            f"{one.batch} x {one.length} tokens{latencies.note}"
-        )
+        for graph in graphs:
+            name = graph.file.backend
+            stage.report(
+                f"timing up to {num_shapes} shapes of {name} on {context.num_threads} threads"
+            )
+            found = run_measure(context, graph, buckets)
+            latencies.append(found)
+            times = found.value.by_shape
+            one = times[0]
+            said.append(
+                (
+                    name,
+                    f"{len(times)} of {num_shapes} shapes; {one.median_ms:.2f} ms for "
+                    f"{one.batch} x {one.length} tokens{found.note}",
+                )
+            )
+        building.took("measure", *latencies)
+        stage.result = by_target(said)
     return latencies
 
 
-def _canonical(exported: Result[ExportedClassifier], limits: Limits, num_threads: int) -> Graph:
-    file = EngineFile(
-        model=exported.folder / MODEL_FILE,
-        precision="fp32",
-        inputs=tuple(tensor.name for tensor in exported.value.inputs),
-        pad_id=exported.value.pad_id,
-        max_batch_tokens=limits.max_batch_tokens,
-        num_threads=num_threads,
-    )
-    return Graph(file, exported.key)
-
-
-def _verdict(certified: Certified, judged: Judged) -> str:
+def _verdict(certified: Certified, task: ClassifyTask) -> str:
     certificate = certified.certificate
     verdict = (
         f"{certificate.num_samples} samples: logits within {certificate.max_abs_error:.2g} "
@@ -175,6 +209,6 @@ def _verdict(certified: Certified, judged: Judged) -> str:
         verdict += f", {certificate.top1_agreement:.1%} decided alike"
         if certified.clear_agreement > certificate.top1_agreement:
             verdict += f" ({certified.clear_agreement:.1%} without near ties)"
-    if judged.task.padding == "equal_length":
+    if task.padding == "equal_length":
         verdict += "; padding changes its answers, so only equal lengths will share a batch"
     return verdict

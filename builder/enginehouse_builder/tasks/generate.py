@@ -1,6 +1,8 @@
 """Builds a decoder: export, quantize, certify, measure."""
 
+from collections.abc import Sequence
 from dataclasses import astuple
+from pathlib import Path
 
 from enginehouse_builder.certify import CertifiedDecoder, choose_prompts
 from enginehouse_builder.errors import SpecError
@@ -17,12 +19,12 @@ from enginehouse_builder.stages.generate import (
     run_quantize,
     run_reference,
 )
-from enginehouse_builder.version_files import Parts, ProvenDecoder
+from enginehouse_builder.version_files import Parts, ProvenDecoder, ProvenGenerator
 from enginehouse_server.engine.create import attention_for
-from enginehouse_server.engine.decoder import DecoderSpec, LayerGeometry
+from enginehouse_server.engine.decoder import DecoderPrecision, DecoderSpec, LayerGeometry
 from enginehouse_server.text import Tokenizer
 
-from .building import Building
+from .building import Building, by_target
 
 __all__ = ["build_decoder", "decoder_limits"]
 
@@ -53,7 +55,7 @@ def build_decoder(building: Building) -> Parts:
     context = building.context
     exported = _export(building)
     limits = decoder_limits(context.spec, exported.value.max_tokens)
-    graph = _graph(building, exported, limits)
+    graphs = _graphs(building, exported, limits)
     texts = [" ".join(filter(None, sample)) for sample in context.samples.inputs]
     windows = [layer.window for layer in exported.value.generate.layers]
     lengths = [*windows, *exported.value.rope_lengths]
@@ -61,25 +63,34 @@ def build_decoder(building: Building) -> Parts:
         tokenizer = Tokenizer(exported.folder / "tokenizer" / "tokenizer.json", limits.max_tokens)
         prompts = choose_prompts(texts, tokenizer, limits.max_tokens, lengths)
         reference = run_reference(context, exported.value, prompts, stage.report)
-        stage.report(f"going on with {len(reference.value.continuations)} prompts at once")
-        certified = run_certify(context, graph, reference)
-        building.took("certify", reference, certified)
-        stage.result = _verdict(certified.value) + certified.note
-    times = _measure(building, graph)
+        certified = []
+        for graph in graphs:
+            count = len(reference.value.continuations)
+            stage.report(f"going on with {count} prompts at once on {graph.backend}")
+            certified.append(run_certify(context, graph, reference))
+        building.took("certify", reference, *certified)
+        stage.result = by_target(
+            (graph.backend, _verdict(found.value) + found.note)
+            for graph, found in zip(graphs, certified, strict=True)
+        )
+    engines = tuple(
+        ProvenDecoder(
+            backend=graph.backend,
+            model=graph.spec.model,
+            precision=graph.spec.precision,
+            cache_precision=graph.spec.cache_precision,
+            attention=graph.spec.attention,
+            certified=found.value,
+            step_times=times.value.times,
+        )
+        for graph, found, times in zip(graphs, certified, _measure(building, graphs), strict=True)
+    )
     return Parts(
         resolved=context.resolved,
         exported=exported,
         limits=limits,
-        model=graph.spec.model,
         reference=reference,
-        proven=ProvenDecoder(
-            task=exported.value.generate,
-            precision=graph.spec.precision,
-            cache_precision=graph.spec.cache_precision,
-            attention=graph.spec.attention,
-            certified=certified.value,
-            step_times=times.value.times,
-        ),
+        proven=ProvenGenerator(exported.value.generate, engines),
     )
 
 
@@ -105,54 +116,75 @@ def _held(exported: ExportedDecoder) -> str:
     )
 
 
-def _graph(building: Building, exported: Result[ExportedDecoder], limits: Limits) -> DecoderGraph:
-    """The graph of the precision asked for: the canonical one, or one of rounded weights."""
-    context, task = building.context, exported.value.generate
-    precision = context.spec.precision
-    layers = tuple(LayerGeometry(*astuple(layer)) for layer in task.layers)
-    attention = attention_for("openvino", layers)
-    cache_precision = context.spec.decoder_cache_precision(attention)
-    model, key = exported.folder / MODEL_FILE, exported.key
-    if precision in ("int8", "int4"):
-        with building.stage("quantize") as stage:
-            quantized = run_quantize(context, exported, precision, stage.report)
-            building.took("quantize", quantized)
-            found = quantized.value
-            counts = {"int4": found.num_int4, "int8": found.num_int8}
-            stage.result = (
-                ", ".join(f"{count} matrices in {kind}" for kind, count in counts.items() if count)
-                + f": {found.source_bytes / 1e6:.1f} MB of weights are now "
-                f"{found.target_bytes / 1e6:.1f} MB{quantized.note}"
-            )
-        model, key = quantized.folder / MODEL_FILE, quantized.key
-    spec = DecoderSpec(
-        model=model,
-        precision=precision,
-        cache_precision=cache_precision,
-        layers=layers,
-        vocab_size=task.vocab_size,
-        max_tokens=limits.max_tokens,
-        max_step_tokens=limits.max_batch_tokens,
-        max_sequences=limits.max_batch,
-        cache_bytes=0,
-        num_threads=context.num_threads,
-        attention=attention,
-    )
-    return DecoderGraph(spec, key, exported.value.is_mixture)
-
-
-def _measure(building: Building, graph: DecoderGraph) -> Result[StepTimes]:
-    with building.stage("measure") as stage:
-        stage.report(f"timing steps on {graph.spec.num_threads} threads")
-        found = run_measure(building.context, graph)
-        building.took("measure", found)
-        times = found.value.times
-        one = next((t for t in times if t.kind == "decode"), times[0])
-        stage.result = (
-            f"{len(times)} steps; {one.median_ms:.2f} ms for a token of "
-            f"{one.num_sequences} sequence after {one.num_cached}{found.note}"
+def _graphs(
+    building: Building, exported: Result[ExportedDecoder], limits: Limits
+) -> list[DecoderGraph]:
+    """The graph of every target; those of one precision read the same file."""
+    targets = building.context.spec.targets
+    layers = tuple(LayerGeometry(*astuple(layer)) for layer in exported.value.generate.layers)
+    files: dict[DecoderPrecision, tuple[Path, str]] = {}
+    graphs = []
+    for target in targets:
+        attention = attention_for(target.backend, layers)
+        cache_precision = building.context.spec.decoder_cache_precision(attention, target.precision)
+        if target.precision not in files:
+            files[target.precision] = _file(building, exported, target.precision)
+        model, key = files[target.precision]
+        spec = DecoderSpec(
+            model=model,
+            precision=target.precision,
+            cache_precision=cache_precision,
+            layers=layers,
+            vocab_size=exported.value.generate.vocab_size,
+            max_tokens=limits.max_tokens,
+            max_step_tokens=limits.max_batch_tokens,
+            max_sequences=limits.max_batch,
+            cache_bytes=0,
+            num_threads=building.context.num_threads,
+            attention=attention,
         )
-    return found
+        graphs.append(DecoderGraph(target.backend, spec, key, exported.value.is_mixture))
+    return graphs
+
+
+def _file(
+    building: Building, exported: Result[ExportedDecoder], precision: DecoderPrecision
+) -> tuple[Path, str]:
+    """The graph of a precision, the canonical one or one of rounded weights, and its key."""
+    if precision not in ("int8", "int4"):
+        return exported.folder / MODEL_FILE, exported.key
+    with building.stage("quantize") as stage:
+        quantized = run_quantize(building.context, exported, precision, stage.report)
+        building.took("quantize", quantized)
+        found = quantized.value
+        counts = {"int4": found.num_int4, "int8": found.num_int8}
+        stage.result = (
+            ", ".join(f"{count} matrices in {kind}" for kind, count in counts.items() if count)
+            + f": {found.source_bytes / 1e6:.1f} MB of weights are now "
+            f"{found.target_bytes / 1e6:.1f} MB{quantized.note}"
+        )
+    return quantized.folder / MODEL_FILE, quantized.key
+
+
+def _measure(building: Building, graphs: Sequence[DecoderGraph]) -> list[Result[StepTimes]]:
+    measured, said = [], []
+    with building.stage("measure") as stage:
+        for graph in graphs:
+            stage.report(f"timing steps of {graph.backend} on {graph.spec.num_threads} threads")
+            found = run_measure(building.context, graph)
+            measured.append(found)
+            times = found.value.times
+            one = next((t for t in times if t.kind == "decode"), times[0])
+            said.append(
+                (
+                    graph.backend,
+                    f"{len(times)} steps; {one.median_ms:.2f} ms for a token of "
+                    f"{one.num_sequences} sequence after {one.num_cached}{found.note}",
+                )
+            )
+        building.took("measure", *measured)
+        stage.result = by_target(said)
+    return measured
 
 
 def _verdict(certified: CertifiedDecoder) -> str:

@@ -172,4 +172,5 @@ def _engine_from_pb(engine: types_pb.Engine) -> Engine:
             ),
         ),
         cache_precision=engine.cache_precision,
+        passed_over=tuple(engine.passed_over),
     )

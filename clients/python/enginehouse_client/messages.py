@@ -200,6 +200,7 @@ class Engine:
         device: The device it runs on, as the runtime names it.
         certificate: What its accuracy was proven to be.
         cache_precision: Of a decoder's cached keys and values; else empty.
+        passed_over: Better engines that cannot be served there, each with the reason.
     """
 
     backend: str
@@ -209,6 +210,7 @@ class Engine:
     device: str
     certificate: Certificate
     cache_precision: str = ""
+    passed_over: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

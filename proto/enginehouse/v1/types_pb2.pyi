@@ -3,8 +3,10 @@
 isort:skip_file
 What more than one Enginehouse service speaks of: a model's limits, its accuracy certificate, and where the time of an answer went."""
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
@@ -251,6 +253,7 @@ class Engine(_message.Message):
     DEVICE_FIELD_NUMBER: _builtins.int
     CERTIFICATE_FIELD_NUMBER: _builtins.int
     CACHE_PRECISION_FIELD_NUMBER: _builtins.int
+    PASSED_OVER_FIELD_NUMBER: _builtins.int
     backend: _builtins.str
     """The runtime, for example "openvino"."""
     target: _builtins.str
@@ -267,6 +270,10 @@ class Engine(_message.Message):
     def certificate(self) -> Global___Certificate:
         """What its accuracy was proven to be."""
 
+    @_builtins.property
+    def passed_over(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Better engines of the version that cannot be served here, each with the reason; best first."""
+
     def __init__(
         self,
         *,
@@ -277,10 +284,11 @@ class Engine(_message.Message):
         device: _builtins.str = ...,
         certificate: Global___Certificate | None = ...,
         cache_precision: _builtins.str = ...,
+        passed_over: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "cache_precision", b"cache_precision", "certificate", b"certificate", "device", b"device", "precision", b"precision", "runtime_version", b"runtime_version", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "cache_precision", b"cache_precision", "certificate", b"certificate", "device", b"device", "passed_over", b"passed_over", "precision", b"precision", "runtime_version", b"runtime_version", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,13 +1,34 @@
 """Makes the engine of a backend, importing that runtime alone."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from enginehouse_server.errors import PlanMismatchError
 
 from .base import EncoderEngine, EncoderSpec
 from .decoder import AttentionKind, DecoderEngine, DecoderSpec, LayerGeometry
+from .device import Device
 
-__all__ = ["attention_for", "create_decoder", "create_encoder"]
+__all__ = ["BACKENDS", "attention_for", "create_decoder", "create_encoder", "describe"]
+
+_EXTRAS = {"openvino": "server", "onnxruntime": "onnxruntime"}  # what installs each
+BACKENDS = tuple(_EXTRAS)  # the better on a processor comes first
+
+
+def describe(backend: str) -> Device:
+    """What a backend is here, and what it runs on.
+
+    Raises:
+        PlanMismatchError: The backend is unknown or not installed.
+    """
+    with _imported(backend):
+        if backend == "onnxruntime":
+            from .onnxruntime.device import describe_device as describe_processor
+
+            return describe_processor()
+        from .openvino.device import describe_device
+
+        return describe_device()
 
 
 def attention_for(backend: str, layers: Sequence[LayerGeometry]) -> AttentionKind:
@@ -16,12 +37,12 @@ def attention_for(backend: str, layers: Sequence[LayerGeometry]) -> AttentionKin
     Raises:
         PlanMismatchError: The backend is unknown or not installed.
     """
-    _check_backend(backend)
-    try:
+    with _imported(backend):
+        if backend == "onnxruntime":
+            return "slots"
         from .openvino.paging import obstacle_to_paging
-    except ImportError as error:
-        raise _not_installed(error) from error
-    return "paged" if obstacle_to_paging(layers) is None else "slots"
+
+        return "paged" if obstacle_to_paging(layers) is None else "slots"
 
 
 def create_encoder(backend: str, spec: EncoderSpec) -> EncoderEngine:
@@ -30,12 +51,14 @@ def create_encoder(backend: str, spec: EncoderSpec) -> EncoderEngine:
     Raises:
         PlanMismatchError: The backend is unknown or not installed, or cannot run the file here.
     """
-    _check_backend(backend)
-    try:
+    with _imported(backend):
+        if backend == "onnxruntime":
+            from .onnxruntime import OnnxRuntimeEncoder
+
+            return OnnxRuntimeEncoder(spec)
         from .openvino import OpenVinoEncoder
-    except ImportError as error:
-        raise _not_installed(error) from error
-    return OpenVinoEncoder(spec)
+
+        return OpenVinoEncoder(spec)
 
 
 def create_decoder(backend: str, spec: DecoderSpec) -> DecoderEngine:
@@ -44,20 +67,27 @@ def create_decoder(backend: str, spec: DecoderSpec) -> DecoderEngine:
     Raises:
         PlanMismatchError: The backend is unknown or not installed, or cannot run the file here.
     """
-    _check_backend(backend)
-    try:
+    with _imported(backend):
+        if backend == "onnxruntime":
+            from .onnxruntime import OnnxRuntimeDecoder
+
+            return OnnxRuntimeDecoder(spec)
         from .openvino import OpenVinoDecoder, OpenVinoSlotDecoder
+
+        return OpenVinoDecoder(spec) if spec.attention == "paged" else OpenVinoSlotDecoder(spec)
+
+
+@contextmanager
+def _imported(backend: str) -> Iterator[None]:
+    """Says of a backend that is unknown or missing what to do."""
+    if backend not in _EXTRAS:
+        raise PlanMismatchError(
+            f"this server has no backend {backend!r}; it has: {', '.join(BACKENDS)}"
+        )
+    try:
+        yield
     except ImportError as error:
-        raise _not_installed(error) from error
-    return OpenVinoDecoder(spec) if spec.attention == "paged" else OpenVinoSlotDecoder(spec)
-
-
-def _check_backend(backend: str) -> None:
-    if backend != "openvino":
-        raise PlanMismatchError(f"this server has no backend {backend!r}; it has: openvino")
-
-
-def _not_installed(error: ImportError) -> PlanMismatchError:
-    return PlanMismatchError(
-        f"the backend openvino is not installed ({error}): pip install 'enginehouse[server]'"
-    )
+        raise PlanMismatchError(
+            f"the backend {backend} is not installed ({error}): "
+            f"pip install 'enginehouse[{_EXTRAS[backend]}]'"
+        ) from error

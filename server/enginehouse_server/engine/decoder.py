@@ -69,8 +69,8 @@ class DecoderSpec:
         cache_bytes: Most memory for cached keys and values.
         num_threads: Processor threads.
         attention: "paged" by an operator of the runtime over blocks that sequences may share;
-            "slots" by the graph's own operators, over a slot of each sequence: slower, and any
-            attention that the graph can say.
+            "slots" over a slot of each sequence, as long as the longest: any attention that the
+            graph can say.
     """
 
     model: Path

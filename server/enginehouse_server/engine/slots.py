@@ -26,8 +26,8 @@ class SlotStep:
     """A step as rows of equal length; rows, tokens and logits beyond those asked for are padding.
 
     Attributes:
-        slots: Of the rows asked for, in order.
-        num_new: New tokens of each of these rows.
+        slots: Of the items, in their order.
+        num_new: New tokens of each of them.
         num_logits: Logits asked for.
         input_ids: `[batch, length]`.
         write_index: Tokens that each row's slot has already, `[batch]`; 0 of padding.
@@ -84,35 +84,47 @@ def slot_limits(spec: DecoderSpec) -> DecoderLimits:
     )
 
 
-def lay_out(items: Sequence[StepItem], limits: DecoderLimits) -> SlotStep:
-    """Lays items out. Their blocks and tokens are copied."""
+def lay_out(
+    items: Sequence[StepItem], limits: DecoderLimits, rows: Sequence[int] | None = None
+) -> SlotStep:
+    """Lays items out. Their blocks and tokens are copied.
+
+    Args:
+        items: Of the step.
+        limits: What it may hold.
+        rows: Which row each item is, from 0 and all of them, and nothing is padded; None for their
+            own order and padding.
+    """
     num_new = len(items[0].tokens)
     assert 0 < len(items) <= limits.max_sequences, "as many items as the limits allow"
     assert num_new <= limits.max_step_tokens, "as many tokens as the limits allow"
     assert len(items) == 1 or all(len(i.tokens) == 1 for i in items), "no mix"
     assert all(i.num_cached + num_new <= limits.max_tokens for i in items), "no longer than a slot"
-    batch = coarse(len(items))
-    # Never beyond the last position that a model has: its table of them may end there.
-    length = min(fine(num_new), limits.max_tokens - max(i.num_cached for i in items))
+    batch, length = len(items), num_new
+    if rows is None:
+        batch = coarse(batch)
+        # Never beyond the last position that a model has: its table of them may end there.
+        length = min(fine(num_new), limits.max_tokens - max(i.num_cached for i in items))
+    places = range(len(items)) if rows is None else rows
     ids = np.zeros((batch, length), np.int64)
     starts = np.zeros(batch, np.int32)
-    for row, item in enumerate(items):
+    for row, item in zip(places, items, strict=True):
         ids[row, :num_new] = item.tokens
         starts[row] = item.num_cached
     asked = [
         row * length + place
-        for row, item in enumerate(items)
+        for row, item in zip(places, items, strict=True)
         for place in range(num_new - item.num_logits, num_new)
     ]
-    rows = np.zeros(coarse(len(asked)), np.int64)
-    rows[: len(asked)] = asked
+    logit_rows = np.zeros(coarse(len(asked)) if rows is None else len(asked), np.int64)
+    logit_rows[: len(asked)] = asked
     return SlotStep(
         slots=[item.blocks[0] for item in items],
         num_new=num_new,
         num_logits=len(asked),
         input_ids=ids,
         write_index=starts,
-        logit_rows=rows,
+        logit_rows=logit_rows,
     )
 
 

@@ -19,6 +19,7 @@ from enginehouse_server.errors import ProbeError, RepositoryError
 from enginehouse_server.scheduler import EncoderWork, LatencyModel, ShapeGrid
 from enginehouse_server.text import TextInput, Tokenizer
 
+from .choose import choose
 from .verify import verify_files
 from .version import name_of, read_version, tokenizer_file
 
@@ -40,6 +41,7 @@ class LoadSettings:
         max_batch: Most inputs of a batch.
         max_batch_tokens: Most padded tokens of a batch of several inputs; 0 is what keeps the
             threads busy.
+        required: The backend that must run it; empty for any.
     """
 
     num_threads: int
@@ -47,11 +49,16 @@ class LoadSettings:
     max_tokens: int = 0
     max_batch: int = 0
     max_batch_tokens: int = 0
+    required: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedClassifier:
-    """A version that is warm and answers as certified; `max_tokens` is its longest input here."""
+    """A version that is warm and answers as certified.
+
+    `max_tokens` is its longest input here; `passed_over` says of better engines why they do not
+    serve.
+    """
 
     manifest: Manifest
     task: ClassifyTask
@@ -61,6 +68,7 @@ class LoadedClassifier:
     tokenizer: Tokenizer
     grid: ShapeGrid
     latency: LatencyModel
+    passed_over: tuple[str, ...]
 
 
 def load_classifier(
@@ -76,41 +84,49 @@ def load_classifier(
 
     Raises:
         RepositoryError: Files are missing, damaged, or of another manifest version.
-        PlanMismatchError: The engine does not run on this machine.
-        ProbeError: The engine does not give its certified answers here.
+        PlanMismatchError: No engine runs on this machine.
+        ProbeError: No engine gives its certified answers here.
     """
     manifest = read_version(folder)
-    task = manifest.classify
+    task, name = manifest.classify, name_of(manifest)
     if task is None:
-        raise RepositoryError(f"{name_of(manifest)} is no classifier")
-    chosen = manifest.engines[0]
-    for file in (*chosen.files, *manifest.text):
+        raise RepositoryError(f"{name} is no classifier")
+    for file in manifest.text:
         check()
         verify_files(folder, [file])
     max_tokens = min(settings.max_tokens or manifest.limits.max_tokens, manifest.limits.max_tokens)
     grid = _grid_of(manifest, settings, max_tokens)
     tokenizer = Tokenizer(folder / tokenizer_file(manifest), max_tokens)
-    spec = EncoderSpec(
-        model=folder / chosen.model,
-        precision=chosen.precision,
-        inputs=tuple(tensor.name for tensor in manifest.inputs),
-        pad_id=task.pad_id,
-        max_batch_tokens=max(s.num_tokens for s in grid.shapes),
-        num_shapes=len(grid.shapes),
-        num_threads=settings.num_threads,
-        num_lanes=settings.num_lanes,
-    )
-    engine = create_encoder(chosen.backend, spec)
-    try:
-        check()
-        warm_up(engine, grid, name_of(manifest), check)
-        prove(engine, manifest, chosen, tokenizer, grid)
-    except BaseException:
-        engine.close()
-        raise
+
+    def load(built: Engine) -> EncoderEngine:
+        for file in built.files:
+            check()
+            verify_files(folder, [file])
+        spec = _spec(folder / built.model, built, manifest, task, grid, settings)
+        engine = create_encoder(built.backend, spec)
+        try:
+            check()
+            warm_up(engine, grid, name, check)
+            prove(engine, manifest, built, tokenizer, grid)
+        except BaseException:
+            engine.close()
+            raise
+        return engine
+
+    choice = choose(manifest.engines, load, name, settings.required)
+    chosen = choice.built
     measured = {Shape(r.batch, r.length): r.median_ms / 1e3 for r in chosen.latency}
-    latency = LatencyModel(grid, measured)
-    return LoadedClassifier(manifest, task, max_tokens, chosen, engine, tokenizer, grid, latency)
+    return LoadedClassifier(
+        manifest=manifest,
+        task=task,
+        max_tokens=max_tokens,
+        chosen=chosen,
+        engine=choice.loaded,
+        tokenizer=tokenizer,
+        grid=grid,
+        latency=LatencyModel(grid, measured),
+        passed_over=choice.passed_over,
+    )
 
 
 def warm_up(
@@ -163,6 +179,26 @@ def prove(
             f"{name_of(manifest)}: no probe fits into {tokenizer.max_tokens} tokens, so that "
             f"nothing proves the engine's answers; raise --max-tokens to at least {min(too_long)}"
         )
+
+
+def _spec(
+    model: Path,
+    built: Engine,
+    manifest: Manifest,
+    task: ClassifyTask,
+    grid: ShapeGrid,
+    settings: LoadSettings,
+) -> EncoderSpec:
+    return EncoderSpec(
+        model=model,
+        precision=built.precision,
+        inputs=tuple(tensor.name for tensor in manifest.inputs),
+        pad_id=task.pad_id,
+        max_batch_tokens=max(s.num_tokens for s in grid.shapes),
+        num_shapes=len(grid.shapes),
+        num_threads=settings.num_threads,
+        num_lanes=settings.num_lanes,
+    )
 
 
 def _warm_up_lane(lane: EncoderLane, grid: ShapeGrid, check: Callable[[], None]) -> None:

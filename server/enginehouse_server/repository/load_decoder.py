@@ -17,6 +17,7 @@ from enginehouse_server.errors import PlanMismatchError, RepositoryError
 from enginehouse_server.sampling import StructureCompiler
 from enginehouse_server.text import ChatTemplate, Vocabulary, read_chat_template
 
+from .choose import choose
 from .prove_decoder import prove_decoder
 from .verify import verify_files
 from .version import name_of, read_version, tokenizer_file
@@ -38,6 +39,7 @@ class DecoderSettings:
         max_tokens: Longest sequence, prompt and answer.
         max_running: Most sequences that run at once.
         max_step_tokens: Most tokens of a step.
+        required: The backend that must run it; empty for any.
     """
 
     num_threads: int
@@ -45,11 +47,15 @@ class DecoderSettings:
     max_tokens: int = 0
     max_running: int = 0
     max_step_tokens: int = 0
+    required: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedDecoder:
-    """A version that answers as certified; the engine's limits are those that count here."""
+    """A version that answers as certified; the engine's limits are those that count here.
+
+    `passed_over` says of better engines why they do not serve.
+    """
 
     manifest: Manifest
     task: GenerateTask
@@ -58,6 +64,7 @@ class LoadedDecoder:
     vocabulary: Vocabulary
     template: ChatTemplate | None
     structures: StructureCompiler | None
+    passed_over: tuple[str, ...]
 
 
 def load_decoder(
@@ -72,28 +79,35 @@ def load_decoder(
 
     Raises:
         RepositoryError: Files are missing, damaged, or of another manifest version.
-        PlanMismatchError: The engine does not run on this machine, or its cache has no room.
-        ProbeError: The engine does not give its certified answers here.
+        PlanMismatchError: No engine runs on this machine, or its cache has no room.
+        ProbeError: No engine gives its certified answers here.
     """
     manifest = read_version(folder)
     task, name = manifest.generate, name_of(manifest)
     if task is None:
         raise RepositoryError(f"{name} does not generate")
-    chosen = manifest.decoders[0]
-    for listed in (*chosen.files, *manifest.text):
+    for listed in manifest.text:
         check()
         verify_files(folder, [listed])
     file = folder / tokenizer_file(manifest)
     vocabulary, template = Vocabulary(file), read_chat_template(file.parent)
     structures = _structures(file, task, name)
-    check()
-    engine = create_decoder(chosen.backend, _spec(folder, manifest, task, settings))
-    try:
-        prove_decoder(engine, chosen, name)
-    except BaseException:
-        engine.close()
-        raise
-    limits = engine.limits
+
+    def load(built: BuiltDecoder) -> DecoderEngine:
+        for listed in built.files:
+            check()
+            verify_files(folder, [listed])
+        check()
+        engine = create_decoder(built.backend, _spec(folder, manifest, built, task, settings))
+        try:
+            prove_decoder(engine, built, name)
+        except BaseException:
+            engine.close()
+            raise
+        return engine
+
+    choice = choose(manifest.decoders, load, name, settings.required)
+    limits = choice.loaded.limits
     _log.info(
         "%s: the cache holds %d tokens in %d blocks; up to %d sequences of up to %d tokens",
         name,
@@ -102,7 +116,16 @@ def load_decoder(
         limits.max_sequences,
         limits.max_tokens,
     )
-    return LoadedDecoder(manifest, task, chosen, engine, vocabulary, template, structures)
+    return LoadedDecoder(
+        manifest=manifest,
+        task=task,
+        chosen=choice.built,
+        engine=choice.loaded,
+        vocabulary=vocabulary,
+        template=template,
+        structures=structures,
+        passed_over=choice.passed_over,
+    )
 
 
 def _structures(file: Path, task: GenerateTask, name: str) -> StructureCompiler | None:
@@ -115,9 +138,13 @@ def _structures(file: Path, task: GenerateTask, name: str) -> StructureCompiler 
 
 
 def _spec(
-    folder: Path, manifest: Manifest, task: GenerateTask, settings: DecoderSettings
+    folder: Path,
+    manifest: Manifest,
+    chosen: BuiltDecoder,
+    task: GenerateTask,
+    settings: DecoderSettings,
 ) -> DecoderSpec:
-    limits, chosen = manifest.limits, manifest.decoders[0]
+    limits = manifest.limits
     weights = sum(file.size_bytes for file in chosen.files)
     return DecoderSpec(
         model=folder / chosen.model,

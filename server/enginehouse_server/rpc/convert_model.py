@@ -59,6 +59,7 @@ def _describe_classifier(
     engine = loaded.engine
     _describe_engine(message.engine, chosen, engine.runtime_version, engine.device)
     message.engine.precision = chosen.precision
+    message.engine.passed_over.extend(loaded.passed_over)
     found = chosen.certificate
     message.engine.certificate.CopyFrom(
         types_pb.Certificate(
@@ -88,6 +89,7 @@ def _describe_decoder(message: model_pb.Model, loaded: LoadedDecoder, generator:
     _describe_engine(message.engine, chosen, engine.runtime_version, engine.device)
     message.engine.precision = chosen.precision
     message.engine.cache_precision = chosen.cache_precision
+    message.engine.passed_over.extend(loaded.passed_over)
     found = chosen.certificate
     message.engine.certificate.CopyFrom(
         types_pb.Certificate(

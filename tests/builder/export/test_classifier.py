@@ -1,4 +1,5 @@
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,8 +10,8 @@ from numpy.typing import NDArray
 from enginehouse_builder.errors import UnsupportedModelError
 from enginehouse_builder.reference import Reference
 from enginehouse_builder.resolve import resolve
-from enginehouse_server.engine.base import EncoderSpec, Shape
-from enginehouse_server.engine.openvino import OpenVinoEncoder
+from enginehouse_server.engine.base import EncoderEngine, EncoderSpec, Shape
+from enginehouse_server.engine.create import BACKENDS, create_encoder
 from enginehouse_server.text import Encoding, TextInput, Tokenizer
 from tests.builder.export.conftest import Export, Exporting, export_of
 from tests.fixtures.checkpoints import FAMILIES, WIDE_FAMILIES
@@ -34,13 +35,14 @@ class Answers(NamedTuple):
         return float(np.abs(found - self.original).max() / np.abs(self.original).max())
 
 
-def _answers(made: Export, texts: Sequence[tuple[str, str | None]]) -> Answers:
+def _answers(made: Export, texts: Sequence[tuple[str, str | None]], backend: str) -> Answers:
     reference = Reference(resolve(made.spec, lambda _: None), made.spec)
     original = reference.logits(texts, made.exported.max_tokens)
     file = made.folder / "tokenizer" / "tokenizer.json"
     tokenizer = Tokenizer(file, made.exported.max_tokens)
     rows = tokenizer.encode([TextInput(*text) for text in texts], truncate=True)
-    engine = OpenVinoEncoder(
+    engine = create_encoder(
+        backend,
         EncoderSpec(
             model=made.folder / "model.onnx",
             precision="fp32",
@@ -49,16 +51,16 @@ def _answers(made: Export, texts: Sequence[tuple[str, str | None]]) -> Answers:
             max_batch_tokens=16 * made.exported.max_tokens,
             num_shapes=8,
             num_threads=1,
-        )
+        ),
     )
-    with engine:
+    with closing(engine):
         alone = [_run(engine, [row], Shape(1, len(row.ids)))[0] for row in rows]
         longest = max(len(row.ids) for row in rows)
         padded = _run(engine, rows, Shape(len(rows) + 1, longest))
     return Answers(original, np.array(alone), padded)
 
 
-def _run(engine: OpenVinoEncoder, rows: Sequence[Encoding], shape: Shape) -> NDArray[np.float32]:
+def _run(engine: EncoderEngine, rows: Sequence[Encoding], shape: Shape) -> NDArray[np.float32]:
     (lane,) = engine.lanes
     lane.start(rows, shape)
     return lane.wait()
@@ -69,12 +71,13 @@ def _inputs(made: Export) -> list[tuple[str, str | None]]:
     return [*((text, None) for text in _TEXTS), *pairs]
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_export_says_what_the_original_says_alone_and_padded(
-    family: str, export: Exporting
+    family: str, backend: str, export: Exporting
 ) -> None:
     made = export(family)
-    answers = _answers(made, _inputs(made))
+    answers = _answers(made, _inputs(made), backend)
     assert answers.original.std(0).max() > 0.05  # otherwise there is nothing to get wrong
     assert answers.error(answers.alone) < TOLERANCE
     assert answers.error(answers.padded) < TOLERANCE
@@ -97,12 +100,13 @@ DULL = ("mra", "markuplm")
 
 
 @pytest.mark.wide
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("family", [f for f in WIDE_FAMILIES if f not in REFUSED])
 def test_wide_export_says_what_the_original_says(
-    family: str, checkpoint: Callable[[str], Path], tmp_path: Path
+    family: str, backend: str, checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
     made = export_of(checkpoint(family), tmp_path)
-    answers = _answers(made, _inputs(made))
+    answers = _answers(made, _inputs(made), backend)
     assert answers.original.std(0).max() > 0.05 or family in DULL
     assert answers.error(answers.alone) < TOLERANCE
     if family not in VARIES_WITH_PADDING:

@@ -70,6 +70,17 @@ def test_tokens_of_several_are_rows_filled_up() -> None:
     assert step.logit_rows[: step.num_logits].tolist() == [0, 1, 2, 3, 4]
 
 
+def test_items_go_to_the_rows_that_are_said_and_logits_keep_their_order() -> None:
+    items = [StepItem([slot], 20 + slot, [slot], int(slot != 0)) for slot in (4, 0, 2)]
+    step = lay_out(items, LIMITS, rows=[1, 2, 0])
+    assert step.input_ids[:, 0].tolist() == [2, 4, 0]
+    assert step.write_index.tolist() == [22, 24, 20]
+    assert step.logit_rows.tolist() == [1, 0]
+    chunk = lay_out([StepItem([3], 10, [7] * 17, 2)], LIMITS, rows=[0])
+    assert chunk.input_ids.shape == (1, 17)
+    assert chunk.logit_rows.tolist() == [15, 16]
+
+
 @given(st.integers(0, 99), st.integers(1, 64))
 def test_no_padding_lies_beyond_the_longest_sequence(num_cached: int, num_new: int) -> None:
     num_new = min(num_new, LIMITS.max_tokens - num_cached)

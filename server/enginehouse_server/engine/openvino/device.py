@@ -1,30 +1,16 @@
 """What OpenVINO is here, and what it runs on."""
 
-from typing import NamedTuple
-
 import openvino as ov
 
-__all__ = ["OpenVinoDevice", "describe_device"]
+from enginehouse_server.engine.device import Device
+
+__all__ = ["describe_device"]
 
 
-class OpenVinoDevice(NamedTuple):
-    """A processor as OpenVINO sees it.
-
-    Attributes:
-        runtime_version: OpenVINO's version.
-        name: The processor's own name.
-        has_bf16: Whether it computes in bf16.
-    """
-
-    runtime_version: str
-    name: str
-    has_bf16: bool
-
-
-def describe_device() -> OpenVinoDevice:
+def describe_device() -> Device:
     """Asks the CPU plugin."""
     core = ov.Core()
-    return OpenVinoDevice(
+    return Device(
         runtime_version=ov.__version__.split("-", maxsplit=1)[0],
         name=str(core.get_property("CPU", "FULL_DEVICE_NAME")).strip(),
         has_bf16="BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"),

@@ -1,7 +1,8 @@
-"""The decoder over slots on OpenVINO, against transformers and as the scheduler drives it."""
+"""Decoders over slots, whatever runs them, against transformers and as a scheduler drives them."""
 
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from enginehouse_server.engine.create import create_decoder
+from enginehouse_server.engine.create import BACKENDS, create_decoder, describe
 from enginehouse_server.engine.decoder import DecoderEngine, DecoderSpec, LayerGeometry, StepItem
 from enginehouse_server.engine.openvino import OpenVinoSlotDecoder
 from enginehouse_server.errors import PlanMismatchError
@@ -24,7 +25,14 @@ from enginehouse_server.scheduler import (
 )
 from tests.conftest import Decoder
 from tests.fixtures.attention import VOCABULARY, attend, make_tables, write_attention
-from tests.fixtures.decoders import DecoderExport, export_of, make_decoder
+from tests.fixtures.decoders import (
+    DECODERS,
+    SLOT_DECODERS,
+    WIDE_DECODERS,
+    DecoderExport,
+    export_of,
+    make_decoder,
+)
 from tests.fixtures.driving import run_step
 
 TOLERANCE = 1e-4  # absolute; logits are around 1
@@ -34,15 +42,15 @@ SEQUENCES = [
 ]
 
 
-def _engine(made: DecoderExport, **settings: object) -> OpenVinoSlotDecoder:
-    return OpenVinoSlotDecoder(made.spec(**{"attention": "slots", **settings}))
+def _engine(made: DecoderExport, backend: str, **settings: object) -> DecoderEngine:
+    return create_decoder(backend, made.spec(**{"attention": "slots", **settings}))
 
 
 class Original:
     """A model's engine, and what transformers says after each token of the sequences."""
 
-    def __init__(self, made: DecoderExport) -> None:
-        self.engine = _engine(made, max_step_tokens=96)
+    def __init__(self, made: DecoderExport, backend: str) -> None:
+        self.engine = _engine(made, backend, max_step_tokens=96)
         self.logits = [made.original_logits(tokens) for tokens in SEQUENCES]
 
     def check(self, found: NDArray[np.float32], places: Sequence[tuple[int, int]]) -> None:
@@ -58,9 +66,12 @@ class Original:
 
 
 # With bounded scores and windows, without either, and with learned positions.
-@pytest.fixture(scope="module", params=["gemma2", "llama", "gpt2"])
+@pytest.fixture(
+    scope="module", params=[(b, f) for b in BACKENDS for f in ("gemma2", "llama", "gpt2")], ids=str
+)
 def original(request: pytest.FixtureRequest, decoder: Decoder) -> Iterator[Original]:
-    made = Original(decoder(request.param))
+    backend, family = request.param
+    made = Original(decoder(family), backend)
     yield made
     made.engine.close()
 
@@ -120,30 +131,35 @@ def test_as_many_logits_are_given_as_are_wanted(original: Original) -> None:
     original.check(found, [(0, place) for place in range(35, 40)])
 
 
-def test_what_is_no_number_stays_with_its_own_sequence(tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_is_no_number_stays_with_its_own_sequence(backend: str, tmp_path: Path) -> None:
     poison, checkpoint = 7, make_decoder("llama", tmp_path / "original")
     weights = load_file(checkpoint / "model.safetensors")
     weights["model.embed_tokens.weight"][poison] = np.nan
     save_file(weights, checkpoint / "model.safetensors", {"format": "pt"})
     tokens = [t for t in SEQUENCES[0] if t != poison][:50]
-    with _engine(export_of(checkpoint, tmp_path / "export")) as engine:
+    with closing(_engine(export_of(checkpoint, tmp_path / "export"), backend)) as engine:
         expected = run_step(engine, StepItem([0], 0, tokens, 50))
         found = run_step(engine, StepItem([1], 0, [3, poison] * 30))
         assert np.isnan(found).all()
         np.testing.assert_array_equal(run_step(engine, StepItem([1], 0, tokens, 50)), expected)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     "geometry",
     [
+        LayerGeometry(4, 2, 16, 16, 9),
         LayerGeometry(4, 2, 16, 16, 0, softcap=2.0),
         LayerGeometry(4, 2, 16, 16, 0, has_sinks=True),
         LayerGeometry(4, 2, 16, 16, 9, has_slopes=True),
         LayerGeometry(4, 2, 16, 8, 20, softcap=3.0, has_slopes=True, has_sinks=True),
     ],
-    ids=["softcap", "sinks", "slopes in a window", "all, of narrow values"],
+    ids=["a window", "softcap", "sinks", "slopes in a window", "all, of narrow values"],
 )
-def test_a_layer_attends_as_the_graph_says(geometry: LayerGeometry, tmp_path: Path) -> None:
+def test_a_layer_attends_as_the_graph_says(
+    geometry: LayerGeometry, backend: str, tmp_path: Path
+) -> None:
     tables = make_tables(geometry)
     write_attention(geometry, tables, tmp_path / "model.onnx")
     spec = DecoderSpec(
@@ -160,7 +176,7 @@ def test_a_layer_attends_as_the_graph_says(geometry: LayerGeometry, tmp_path: Pa
         attention="slots",
     )
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, 70)
-    with OpenVinoSlotDecoder(spec) as engine:
+    with closing(create_decoder(backend, spec)) as engine:
         rows = [run_step(engine, StepItem([1], 0, tokens[:37].tolist(), 37))]
         for place in range(37, 40):
             rows.append(run_step(engine, StepItem([1], place, tokens[place : place + 1].tolist())))
@@ -169,17 +185,32 @@ def test_a_layer_attends_as_the_graph_says(geometry: LayerGeometry, tmp_path: Pa
     np.testing.assert_allclose(np.concatenate(rows), expected, atol=1e-4)
 
 
-def test_bf16_is_refused(decoder: Decoder) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bf16_is_refused(backend: str, decoder: Decoder) -> None:
     with pytest.raises(PlanMismatchError, match="PRECISION=fp32, int8 or int4"):
-        _engine(decoder("llama"), precision="bf16")
+        _engine(decoder("llama"), backend, precision="bf16")
 
 
-def test_a_manifest_of_another_model_is_refused(decoder: Decoder) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_manifest_of_another_model_is_refused(backend: str, decoder: Decoder) -> None:
     made = decoder("llama")
     layers = made.spec().layers
     for wrong in (layers + layers[:1], layers[:1]):
         with pytest.raises(PlanMismatchError, match="build the model again"):
-            _engine(made, layers=wrong)
+            _engine(made, backend, layers=wrong)
+
+
+def test_onnxruntime_attends_over_slots_alone(decoder: Decoder) -> None:
+    with pytest.raises(PlanMismatchError, match="over slots, not paged"):
+        create_decoder("onnxruntime", decoder("llama").spec())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_engine_says_what_runs_it(backend: str, decoder: Decoder) -> None:
+    device = describe(backend)
+    with closing(_engine(decoder("llama"), backend)) as engine:
+        assert engine.backend == backend
+        assert (engine.runtime_version, engine.device) == (device.runtime_version, device.name)
 
 
 def test_a_spec_says_which_attention(decoder: Decoder) -> None:
@@ -228,20 +259,53 @@ def _answers(engine: DecoderEngine, works: Sequence[GenerateWork], late: int) ->
     return inbox
 
 
+def _works(prompts: Sequence[Sequence[int]]) -> list[GenerateWork]:
+    greedy = SamplingSettings(temperature=0)
+    return [
+        GenerateWork(i, 0, list(p[:70]), greedy, max_new_tokens=4 + 3 * (i % 5))
+        for i, p in enumerate(prompts)
+    ]
+
+
+def _check_family(made: DecoderExport, backend: str) -> None:
+    """A scheduler's greedy answers, three of five at once, are what transformers would say."""
+    works = _works([*SEQUENCES, [9]])
+    with closing(_engine(made, backend, max_sequences=3, max_step_tokens=24)) as engine:
+        found = _answers(engine, works, late=2).tokens
+    for work in works:
+        tokens = found[work.request_id]
+        logits = made.original_logits([*work.prompt, *tokens[:-1]])[len(work.prompt) - 1 :]
+        assert logits.std(0).max() > 0.05 or len(tokens) == 1  # otherwise nothing to get wrong
+        assert tokens == logits.argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("family", [*DECODERS, *SLOT_DECODERS])
+def test_a_family_on_onnxruntime_says_what_the_original_says(family: str, decoder: Decoder) -> None:
+    _check_family(decoder(family), "onnxruntime")
+
+
+@pytest.mark.wide
+@pytest.mark.parametrize("family", WIDE_DECODERS)
+def test_a_wide_family_on_onnxruntime_says_what_the_original_says(
+    family: str, tmp_path: Path
+) -> None:
+    made = export_of(make_decoder(family, tmp_path / "original"), tmp_path / "export")
+    _check_family(made, "onnxruntime")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_scheduler_lets_sequences_join_and_leave_and_each_says_what_it_says_alone(
+    backend: str,
     decoder: Decoder,
 ) -> None:
     made = decoder("llama")
     shared = SEQUENCES[0][:40]
     prompts = [*SEQUENCES[1:3], [9], [*shared, 1, 2], SEQUENCES[3], [*shared, 3], shared + [4] * 9]
-    works = [
-        GenerateWork(i, 0, p[:70], SamplingSettings(temperature=0), max_new_tokens=4 + 3 * (i % 5))
-        for i, p in enumerate(prompts)
-    ]
-    with _engine(made, max_sequences=3, max_step_tokens=48) as engine:
+    works = _works(prompts)
+    with closing(_engine(made, backend, max_sequences=3, max_step_tokens=48)) as engine:
         together = _answers(engine, works, late=3)
     for work in works:
-        with _engine(made, max_sequences=1, max_step_tokens=96) as engine:
+        with closing(_engine(made, backend, max_sequences=1, max_step_tokens=96)) as engine:
             assert (
                 _answers(engine, [work], late=0).tokens[work.request_id]
                 == together.tokens[work.request_id]

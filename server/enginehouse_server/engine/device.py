@@ -1,0 +1,19 @@
+"""What a runtime is here, and what it runs on."""
+
+from typing import NamedTuple
+
+__all__ = ["Device"]
+
+
+class Device(NamedTuple):
+    """A device as a runtime sees it.
+
+    Attributes:
+        runtime_version: The runtime's version.
+        name: The device's own name.
+        has_bf16: Whether the runtime computes in bf16 on it.
+    """
+
+    runtime_version: str
+    name: str
+    has_bf16: bool
