@@ -22,7 +22,7 @@ _PIECES = (16, 32, 64, 128, 256)  # tokens of a prompt in a step
 _SEQUENCES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _SHORT, _LONG = 64, 1024  # tokens that a sequence has already
 _BLOCK = 32  # tokens: a sequence's last block is counted in full
-_CACHE_SHARE = 0.25  # of free memory, at most
+_CACHE_SHARE = 0.25  # of the memory that the engine's weights leave free, at most
 _RUNS = 3
 _MANY_RUNS = 9
 _QUICK_S = 0.05  # a quicker step is run more often
@@ -71,6 +71,8 @@ def contexts_of(spec: DecoderSpec) -> Contexts:
     wanted = max(most * (lengths[-1] + 1 + _BLOCK), min(spec.max_tokens, lengths[-1] + _PIECES[-1]))
     free = available_bytes()
     if free is not None:
+        files = spec.model.parent.glob(f"{spec.model.name}*")
+        free -= min(free, sum(file.stat().st_size for file in files))
         allowed = int(free * _CACHE_SHARE) // token_bytes(spec) - _BLOCK
         wanted = max(min(wanted, allowed), min(spec.max_tokens, lengths[0] + _PIECES[-1]))
     return Contexts(lengths, wanted)

@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 
 from enginehouse_builder.cache import Cache
 from enginehouse_builder.manifest import from_json, to_json
+from enginehouse_builder.memory import give_back_memory
 from enginehouse_builder.resolve import Resolved
 from enginehouse_builder.samples import Samples
 from enginehouse_builder.spec import BuildSpec
@@ -72,6 +73,7 @@ class Context:
             (folder / _RESULT_FILE).write_text(json.dumps(document), encoding="utf-8")
 
         cached = self.cache.stage(stage, key, fill)
+        give_back_memory()
         document = json.loads((cached.folder / _RESULT_FILE).read_text(encoding="utf-8"))
         return Result(from_json(kind, document, stage), cached.folder, key, cached.seconds)
 

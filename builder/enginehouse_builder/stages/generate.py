@@ -47,7 +47,8 @@ __all__ = [
 
 _ENGINE_CODE = (f"{SERVER}.engine", f"{BUILDER}.decoder_file", *RESULT_CODE, __name__)
 _REPORT_EVERY = 8  # prompts
-_CERTIFY_TOKENS = 2048  # of cache, beside two of the longest sequences
+_CERTIFIED_AT_ONCE = 16  # sequences that have cache at the same time, twins' donors among them
+_BLOCK = 32  # tokens: each sequence's last block may be nearly empty
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +173,7 @@ def run_certify(
     )
     spec = replace(
         graph.spec,
-        cache_bytes=cache_bytes(graph.spec, 2 * graph.spec.max_tokens + _CERTIFY_TOKENS),
+        cache_bytes=cache_bytes(graph.spec, _cached_tokens(reference.value)),
     )
     judged = JudgedDecoder(spec.precision, spec.cache_precision, graph.is_mixture)
 
@@ -181,6 +182,12 @@ def run_certify(
             return certify_decoder(engine, judged, reference.value)
 
     return context.run("certify", key, CertifiedDecoder, make)
+
+
+def _cached_tokens(reference: ContinuationFile) -> int:
+    """Room for as many of the longest sequences as have cache at the same time."""
+    lengths = [len(text.prompt) + len(text.tokens) for text in reference.continuations]
+    return sum(length + _BLOCK for length in sorted(lengths)[-_CERTIFIED_AT_ONCE:])
 
 
 def run_measure(context: Context, graph: DecoderGraph) -> Result[StepTimes]:
