@@ -47,7 +47,6 @@ class _Done(NamedTuple):
     """A step that was computed, to be told of while the next one is."""
 
     step: Step
-    num_ended: int
     seconds: float
 
 
@@ -185,6 +184,17 @@ class GenerateScheduler:
         )
 
     def _run(self) -> None:
+        try:
+            self._step_until_closed()
+        except Exception:
+            _log.critical("the thread of a decoder has failed for good", exc_info=True)
+        finally:
+            with self._changed:
+                self._is_closing = True
+            # Nothing is left unless the thread has failed.
+            self._outbox.close(DeviceError("no more steps can be computed"), monotonic())
+
+    def _step_until_closed(self) -> None:
         is_over = False
         while not is_over:
             try:
@@ -230,13 +240,11 @@ class GenerateScheduler:
         self._roster.prepare(step)
         self._take_in(wait=False)
         self._deliver()
+        self._is_computing = False  # also when waiting fails
         logits = self._engine.wait()
-        self._is_computing = False
         ended_at = monotonic()
-        emitted = self._roster.finish(step, logits, ended_at)
-        num_ended = sum(e.ending is not None for e in emitted)
-        self._pending += emitted
-        self._done = _Done(step, num_ended, ended_at - started_at)
+        self._pending += self._roster.finish(step, logits, ended_at)
+        self._done = _Done(step, ended_at - started_at)
 
     def _start(self, step: Step, now: float) -> None:
         for source, target in step.copies:
@@ -255,7 +263,7 @@ class GenerateScheduler:
 
     def _tell(self, done: _Done) -> None:
         with self._changed:
-            self._admission.observe(done.seconds, done.num_ended)
+            self._admission.observe(done.seconds, self._roster.take_left())
         planner, step = self._roster.planner, done.step
         num_prompt_tokens = sum(p.num_tokens for p in step.parts if p.num_tokens > 1)
         num_decode_tokens = sum(p.num_tokens == 1 for p in step.parts)
@@ -279,7 +287,7 @@ class GenerateScheduler:
         """Fails all that is in flight; what the cache holds is not relied on any more."""
         self._done = None
         if self._is_computing and not isinstance(error, DeviceError):
-            with suppress(DeviceError):
+            with suppress(Exception):  # the first failure is the one to tell of
                 self._engine.wait()
         self._is_computing = False
         if isinstance(error, DeviceError):

@@ -45,7 +45,7 @@ class Roster:
         self._live: dict[int, dict[int, Sequence]] = {}
         self._num_arrivals = 0
         self._next_deadline = float("inf")  # of those that live, or earlier
-        self._num_wasted = 0
+        self._num_wasted = self._num_left = 0
 
     def add(self, arrival: Arrival) -> None:
         """Lets a sequence wait."""
@@ -126,6 +126,11 @@ class Roster:
         num_wasted, self._num_wasted = self._num_wasted, 0
         return num_wasted
 
+    def take_left(self) -> int:
+        """Sequences that gave up a place in the cache for good since the last call."""
+        num_left, self._num_left = self._num_left, 0
+        return num_left
+
     def _go_on(self, sequence: Sequence, choice: Choice, now: float) -> Emitted:
         if choice.error is not None:
             return self._end(sequence, now, None, choice.error)
@@ -156,6 +161,7 @@ class Roster:
         return Emitted(work.request_id, work.index, None, ending=ending)
 
     def _forget(self, sequence: Sequence) -> None:
+        self._num_left += sequence.is_running
         self.planner.remove(sequence)
         request_id, index = sequence.work.request_id, sequence.work.index
         found = self._live[request_id]
