@@ -6,8 +6,9 @@ from itertools import pairwise
 import pytest
 
 from enginehouse_server.engine.decoder import DecoderLimits
+from enginehouse_server.errors import DeviceError
 from enginehouse_server.sampling import SamplingSettings
-from tests.fixtures.decoder import PAGED, SLOTS, tokens_alone
+from tests.fixtures.decoder import PAGED, SLOTS, VOCAB, tokens_alone
 from tests.fixtures.decoder_bench import PROMPT_TOKENS, Bench, work
 
 
@@ -106,6 +107,30 @@ def test_prompts_that_are_scored_are_computed_whole() -> None:
     bench.run()
     bench.check_answers()
     assert bench.endings[1, 0].num_cached_tokens == 0
+
+
+def test_a_prompt_that_cannot_be_scored_ends_alone() -> None:
+    bench = Bench(replace(PAGED, num_blocks=60))
+    bench.submit(work(0), work(1, prompt=[3, VOCAB], num_prompt_logprobs=1))
+    bench.run()
+    assert isinstance(bench.endings.pop((1, 0)).error, DeviceError)
+    del bench.works[1, 0]
+    bench.check_answers()
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_step_scores_no_more_than_so_many_tokens_of_all_prompts(is_first: bool) -> None:
+    limits = replace(PAGED, max_tokens=200, max_step_tokens=300, num_blocks=400)
+    bench = Bench(limits)
+    plain = [work(0, 90)]
+    scoring = [work(i, 90, num_prompt_logprobs=1) for i in range(1, 4)]
+    bench.submit(*([*scoring, *plain] if is_first else [*plain, *scoring]))
+    while (step := bench.step()) is not None:
+        num_scored = [p.num_tokens for p in step.parts if p.num_logits > 1]
+        assert sum(num_scored) <= 64
+        bench.finish(step)
+    assert len(bench.engine.steps[0]) >= 2, "what is not scored goes on beside"
+    bench.check_answers()
 
 
 def test_a_prompt_that_loses_its_place_is_scored_again() -> None:
