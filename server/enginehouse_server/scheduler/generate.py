@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import NamedTuple
 
-from enginehouse_server.engine.decoder import DecoderEngine
+from enginehouse_server.engine.decoder import DecoderEngine, StepItem
 from enginehouse_server.errors import (
     DeviceError,
     NotReadyError,
@@ -85,6 +85,7 @@ class GenerateScheduler:
         self._done: _Done | None = None  # the last step, until it was told of
         self._pending: list[Emitted] = []  # what sequences gave, in order, not yet delivered
         self._is_computing = False
+        self._items: list[StepItem] = []  # of the last step
         self._changed = threading.Condition()  # guards the admission and the four below
         self._arrived: list[Arrival] = []
         self._cancelled: list[_Cancel] = []
@@ -247,9 +248,12 @@ class GenerateScheduler:
         self._done = _Done(step, ended_at - started_at)
 
     def _start(self, step: Step, now: float) -> None:
+        if step.cleared:
+            self._engine.clear_blocks(step.cleared)
         for source, target in step.copies:
             self._engine.copy_block(source, target)
-        self._engine.start(step.items)
+        self._items = step.items
+        self._engine.start(self._items)
         self._is_computing = True
         for part in step.parts:
             part.sequence.note_start(now)
@@ -290,6 +294,9 @@ class GenerateScheduler:
             with suppress(Exception):  # the first failure is the one to tell of
                 self._engine.wait()
         self._is_computing = False
+        # What the step was to write is undefined.
+        with suppress(Exception):
+            self._engine.clear_blocks(sorted({b for i in self._items for b in i.blocks}))
         if isinstance(error, DeviceError):
             self._take_in(wait=False)
             self._pending += self._roster.fail_all(error, monotonic())

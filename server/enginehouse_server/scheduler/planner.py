@@ -52,6 +52,7 @@ class Step(NamedTuple):
     Attributes:
         parts: In the order of the engine's items.
         copies: Blocks (source, target) to copy before the step starts.
+        cleared: Blocks to clear before that.
         num_reused_tokens: Found in the cache by sequences that begin with this step.
         num_repeated_tokens: That they have to compute once more.
         num_preemptions: Sequences that lost their place since the last step.
@@ -59,6 +60,7 @@ class Step(NamedTuple):
 
     parts: Sequence[Part]
     copies: Sequence[tuple[int, int]]
+    cleared: Sequence[int]
     num_reused_tokens: int
     num_repeated_tokens: int
     num_preemptions: int
@@ -108,6 +110,7 @@ class Planner:
         self._max_running = min(limits.max_sequences, limits.max_step_tokens, limits.num_blocks)
         self._prefilling: dict[bytes, Generation] = {}  # who computes a page that is not there yet
         self._copies: list[tuple[int, int]] = []
+        self._cleared: list[int] = []
         self._num_reused = self._num_repeated = self._num_preemptions = 0
         self._num_chunks = 0  # of prompts, in an engine that does not mix
         self._was_chunk = False
@@ -146,6 +149,13 @@ class Planner:
         else:
             _drop(self.waiting, sequence)
 
+    def discard(self, sequence: Generation) -> None:
+        """Sees that nothing of what was computed of a sequence that runs is used again.
+
+        Before it is removed. What it has in common with others that run they find out themselves.
+        """
+        self._cleared += self._pool.forget(sequence.blocks)
+
     def plan(self) -> Step | None:
         """The next step; None if nothing can be computed. Each step must be `complete`d."""
         decodes = [s for s in self.running if s.num_pending == 1]
@@ -162,9 +172,14 @@ class Planner:
         if not parts:
             return None
         step = Step(
-            parts, self._copies, self._num_reused, self._num_repeated, self._num_preemptions
+            parts,
+            self._copies,
+            self._cleared,
+            self._num_reused,
+            self._num_repeated,
+            self._num_preemptions,
         )
-        self._copies = []
+        self._copies, self._cleared = [], []
         self._num_reused = self._num_repeated = self._num_preemptions = 0
         return step
 

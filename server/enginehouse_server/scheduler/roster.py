@@ -138,6 +138,8 @@ class Roster:
 
     def _go_on(self, sequence: Sequence, choice: Choice, now: float) -> Emitted:
         if choice.error is not None:
+            if isinstance(choice.error, DeviceError):
+                self.planner.discard(sequence)
             return self._end(sequence, now, None, choice.error)
         token, work = choice.token, sequence.work
         try:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enginehouse_server.engine.base import Logits
+from enginehouse_server.engine.decoder import StepItem
 from enginehouse_server.errors import (
     DeadlineError,
     DeviceError,
@@ -187,6 +188,34 @@ def test_a_fault_of_our_own_ends_what_is_in_flight_too(caplog: pytest.LogCapture
     scheduler.submit([work(1)])
     assert inbox.ending_of(1).reason == "length"
     scheduler.close(10)
+
+
+class ClearedDecoder(ScriptedDecoder):
+    """Notes the blocks that a step was given, and those that were cleared."""
+
+    def __init__(self) -> None:
+        super().__init__(PAGED)
+        self.given: set[int] = set()
+        self.cleared: set[int] = set()
+
+    def start(self, items: Sequence[StepItem]) -> None:
+        self.given = {block for item in items for block in item.blocks}
+        super().start(items)
+
+    def clear_blocks(self, blocks: Sequence[int]) -> None:
+        self.cleared |= set(blocks)
+        super().clear_blocks(blocks)
+
+
+def test_what_a_failed_step_may_have_written_is_cleared() -> None:
+    inbox, engine = Inbox(), ClearedDecoder()
+    scheduler = GenerateScheduler(engine, None, POLICY, pace(), inbox.deliver, lambda _: None)
+    engine.is_poisoned = True
+    scheduler.submit([work(0, 9)])
+    assert isinstance(inbox.ending_of(0).error, DeviceError)
+    scheduler.close(10)
+    assert engine.given
+    assert engine.cleared == engine.given
 
 
 class FaultyDecoder(ScriptedDecoder):
