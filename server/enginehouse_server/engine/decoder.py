@@ -175,6 +175,13 @@ class DecoderEngine(Protocol):
         """Copies the keys and values of a block into another; not while a step computes."""
         ...
 
+    def clear_blocks(self, blocks: Sequence[int]) -> None:
+        """Makes blocks as they were before anything was written; not while a step computes.
+
+        What is no number there could reach whoever has the block next.
+        """
+        ...
+
     def close(self) -> None:
         """Releases the engine; no step may be computing."""
         ...

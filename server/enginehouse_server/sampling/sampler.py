@@ -8,6 +8,7 @@ fits a processor's cache where all rows of a step do not, and what a row comes t
 on which others are beside it.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -22,6 +23,8 @@ from .logprobs import TokenLogprobs, log_normalizer, most_likely
 from .state import SamplingState
 
 __all__ = ["Choice", "choose"]
+
+_log = logging.getLogger(__name__)
 
 
 class Choice(NamedTuple):
@@ -41,19 +44,43 @@ class Choice(NamedTuple):
 def choose(logits: Logits, states: Sequence[SamplingState]) -> list[Choice]:
     """Chooses a token for each row. The states are not told: `append` what is kept.
 
+    What goes wrong with one row is the error of its choice, and does not reach the others.
+
     Args:
         logits: `[len(states), vocab]`, fp32; overwritten.
         states: Of the sequences, in the order of the rows.
     """
-    for row, state in zip(logits, states, strict=True):
-        state.penalise(row)
+    faults = [_penalise(row, state) for row, state in zip(logits, states, strict=True)]
     # The first of equal maxima; and of a row with NaN in it, the NaN.
     tops = logits.argmax(axis=1)
     bests = logits[np.arange(len(logits)), tops]
     return [
-        _choose_one(row, int(top), float(best), state)
-        for row, top, best, state in zip(logits, tops, bests, states, strict=True)
+        fault or _choose_safely(row, int(top), float(best), state)
+        for fault, row, top, best, state in zip(faults, logits, tops, bests, states, strict=True)
     ]
+
+
+def _penalise(row: NDArray[np.float32], state: SamplingState) -> Choice | None:
+    """Applies penalties and bias; gives a choice only if that failed."""
+    try:
+        state.penalise(row)
+    except Exception as error:
+        return _failed(error)
+    return None
+
+
+def _choose_safely(row: NDArray[np.float32], top: int, best: float, state: SamplingState) -> Choice:
+    try:
+        return _choose_one(row, top, best, state)
+    except Exception as error:
+        return _failed(error)
+
+
+def _failed(error: Exception) -> Choice:
+    if isinstance(error, EnginehouseError):
+        return Choice(-1, error=error)
+    _log.error("a token could not be chosen", exc_info=error)
+    return Choice(-1, error=DeviceError(f"a token could not be chosen: {error}"))
 
 
 def _choose_one(row: NDArray[np.float32], top: int, best: float, state: SamplingState) -> Choice:
@@ -64,11 +91,7 @@ def _choose_one(row: NDArray[np.float32], top: int, best: float, state: Sampling
     if num_logprobs is not None:
         normalizer = log_normalizer(row, best)
         likely = most_likely(row, normalizer, num_logprobs)
-    try:
-        is_changed = state.ban(row)
-    except EnginehouseError as error:
-        return Choice(-1, error=error)
-    if is_changed:
+    if state.ban(row):
         top = int(row.argmax())
         best = float(row[top])
         if best == -np.inf:

@@ -67,7 +67,10 @@ class GenerateAdmission:
             raise OverloadedError(message, wait_s - limit_s)
 
     def observe(self, seconds: float, num_ended: int) -> None:
-        """Learns the pace: what a step took, and how many sequences left their place with it."""
+        """Learns the pace: what a step took, and how many have left their place since the last.
+
+        Whatever the reason for which they left: others can begin.
+        """
         self._busy_s += seconds
         if num_ended:
             weight = _MEMORY**num_ended

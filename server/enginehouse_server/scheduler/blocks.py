@@ -101,6 +101,14 @@ class BlockPool:
                 else:
                     self._empty.append(block)
 
+    def forget(self, blocks: Sequence[int]) -> list[int]:
+        """Makes those blocks of a sequence that no other has findable no more, and gives them."""
+        own = [block for block in blocks if self._references[block] == 1]
+        for block in own:
+            if block in self._name_of:
+                del self._block_of[self._name_of.pop(block)]
+        return own
+
     def check_integrity(self, in_use: Sequence[Sequence[int]]) -> None:
         """Compares what is noted with the blocks of all sequences.
 

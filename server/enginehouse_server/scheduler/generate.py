@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import NamedTuple
 
-from enginehouse_server.engine.decoder import DecoderEngine
+from enginehouse_server.engine.decoder import DecoderEngine, StepItem
 from enginehouse_server.errors import (
     DeviceError,
     NotReadyError,
@@ -47,7 +47,6 @@ class _Done(NamedTuple):
     """A step that was computed, to be told of while the next one is."""
 
     step: Step
-    num_ended: int
     seconds: float
 
 
@@ -86,6 +85,7 @@ class GenerateScheduler:
         self._done: _Done | None = None  # the last step, until it was told of
         self._pending: list[Emitted] = []  # what sequences gave, in order, not yet delivered
         self._is_computing = False
+        self._items: list[StepItem] = []  # of the last step
         self._changed = threading.Condition()  # guards the admission and the four below
         self._arrived: list[Arrival] = []
         self._cancelled: list[_Cancel] = []
@@ -185,6 +185,17 @@ class GenerateScheduler:
         )
 
     def _run(self) -> None:
+        try:
+            self._step_until_closed()
+        except Exception:
+            _log.critical("the thread of a decoder has failed for good", exc_info=True)
+        finally:
+            with self._changed:
+                self._is_closing = True
+            # Nothing is left unless the thread has failed.
+            self._outbox.close(DeviceError("no more steps can be computed"), monotonic())
+
+    def _step_until_closed(self) -> None:
         is_over = False
         while not is_over:
             try:
@@ -230,18 +241,19 @@ class GenerateScheduler:
         self._roster.prepare(step)
         self._take_in(wait=False)
         self._deliver()
+        self._is_computing = False  # also when waiting fails
         logits = self._engine.wait()
-        self._is_computing = False
         ended_at = monotonic()
-        emitted = self._roster.finish(step, logits, ended_at)
-        num_ended = sum(e.ending is not None for e in emitted)
-        self._pending += emitted
-        self._done = _Done(step, num_ended, ended_at - started_at)
+        self._pending += self._roster.finish(step, logits, ended_at)
+        self._done = _Done(step, ended_at - started_at)
 
     def _start(self, step: Step, now: float) -> None:
+        if step.cleared:
+            self._engine.clear_blocks(step.cleared)
         for source, target in step.copies:
             self._engine.copy_block(source, target)
-        self._engine.start(step.items)
+        self._items = step.items
+        self._engine.start(self._items)
         self._is_computing = True
         for part in step.parts:
             part.sequence.note_start(now)
@@ -255,7 +267,7 @@ class GenerateScheduler:
 
     def _tell(self, done: _Done) -> None:
         with self._changed:
-            self._admission.observe(done.seconds, done.num_ended)
+            self._admission.observe(done.seconds, self._roster.take_left())
         planner, step = self._roster.planner, done.step
         num_prompt_tokens = sum(p.num_tokens for p in step.parts if p.num_tokens > 1)
         num_decode_tokens = sum(p.num_tokens == 1 for p in step.parts)
@@ -279,9 +291,12 @@ class GenerateScheduler:
         """Fails all that is in flight; what the cache holds is not relied on any more."""
         self._done = None
         if self._is_computing and not isinstance(error, DeviceError):
-            with suppress(DeviceError):
+            with suppress(Exception):  # the first failure is the one to tell of
                 self._engine.wait()
         self._is_computing = False
+        # What the step was to write is undefined.
+        with suppress(Exception):
+            self._engine.clear_blocks(sorted({b for i in self._items for b in i.blocks}))
         if isinstance(error, DeviceError):
             self._take_in(wait=False)
             self._pending += self._roster.fail_all(error, monotonic())

@@ -53,9 +53,8 @@ class Outbox:
             self._is_closed = True
 
     def _end_all(self, error: EnginehouseError, now: float, *, is_cancelled: bool) -> None:
-        left, self._num_tokens = self._num_tokens, {}
         emitted = []
-        for (request_id, index), num_tokens in left.items():
+        for (request_id, index), num_tokens in self._num_tokens.items():
             is_failed = not (is_cancelled and num_tokens)
             ending = Ending(
                 reason=None if is_failed else "cancelled",
@@ -70,3 +69,4 @@ class Outbox:
             emitted.append(Emitted(request_id, index, None, ending=ending))
         if emitted and not self._is_closed:
             self._deliver(emitted)
+        self._num_tokens.clear()  # only now: what was not delivered is tried once more

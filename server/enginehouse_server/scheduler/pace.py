@@ -38,6 +38,9 @@ class StepPace:
         self._prompt_token_s = prompt_token_s
         self._budget_s = budget_s
         self._slower = 1.0  # decodes now, against what was measured
+        # The first step may compile kernels: where nothing is known it is not taken for the pace.
+        self._has_decoded = bool(self._decode_s)
+        self._has_read = prompt_token_s is not None
 
     def prompt_tokens_beside(self, num_decodes: int) -> int:
         """Most tokens of prompts in a step that so many running sequences wait for, at least 16.
@@ -69,17 +72,24 @@ class StepPace:
     def _learn_decode(self, num_decodes: int, seconds: float) -> None:
         expected_s = self._expected_decode_s(num_decodes)
         if expected_s is None:
-            self._decode_s[num_decodes] = seconds
+            if self._has_decoded:
+                self._decode_s[num_decodes] = seconds
+            self._has_decoded = True
         elif expected_s:
             self._slower *= _nudge(seconds / expected_s)
 
     def _learn_prompt(self, token_s: float) -> None:
         if not self._prompt_token_s:
-            self._prompt_token_s = token_s or None
+            if self._has_read:
+                self._prompt_token_s = token_s or None
+            self._has_read = True
         else:
             self._prompt_token_s *= _nudge(token_s / self._prompt_token_s)
 
 
 def _nudge(ratio: float) -> float:
-    """Towards what was seen: a step that met a page fault or a compilation moves it little."""
-    return 1.0 + _WEIGHT * (min(max(ratio, 1 / _FARTHEST), _FARTHEST) - 1.0)
+    """Towards what was seen: a step that met a page fault or a compilation moves it little.
+
+    As much up as down, so that a slow step and a quick one cancel out.
+    """
+    return float(min(max(ratio, 1 / _FARTHEST), _FARTHEST) ** _WEIGHT)

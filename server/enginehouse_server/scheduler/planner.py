@@ -26,7 +26,7 @@ from .slots import SlotPool
 __all__ = ["Part", "Planner", "Step"]
 
 _MAX_LOOK = 32  # waiting sequences that are looked at beyond those that begin
-_MAX_SCORED = 64  # tokens of a prompt whose logits are wanted at once: they are much memory
+_MAX_SCORED = 64  # tokens of prompts whose logits a step may want: they are much memory
 _in_order = attrgetter("order")
 
 
@@ -52,6 +52,7 @@ class Step(NamedTuple):
     Attributes:
         parts: In the order of the engine's items.
         copies: Blocks (source, target) to copy before the step starts.
+        cleared: Blocks to clear before that.
         num_reused_tokens: Found in the cache by sequences that begin with this step.
         num_repeated_tokens: That they have to compute once more.
         num_preemptions: Sequences that lost their place since the last step.
@@ -59,6 +60,7 @@ class Step(NamedTuple):
 
     parts: Sequence[Part]
     copies: Sequence[tuple[int, int]]
+    cleared: Sequence[int]
     num_reused_tokens: int
     num_repeated_tokens: int
     num_preemptions: int
@@ -108,6 +110,7 @@ class Planner:
         self._max_running = min(limits.max_sequences, limits.max_step_tokens, limits.num_blocks)
         self._prefilling: dict[bytes, Generation] = {}  # who computes a page that is not there yet
         self._copies: list[tuple[int, int]] = []
+        self._cleared: list[int] = []
         self._num_reused = self._num_repeated = self._num_preemptions = 0
         self._num_chunks = 0  # of prompts, in an engine that does not mix
         self._was_chunk = False
@@ -146,6 +149,13 @@ class Planner:
         else:
             _drop(self.waiting, sequence)
 
+    def discard(self, sequence: Generation) -> None:
+        """Sees that nothing of what was computed of a sequence that runs is used again.
+
+        Before it is removed. What it has in common with others that run they find out themselves.
+        """
+        self._cleared += self._pool.forget(sequence.blocks)
+
     def plan(self) -> Step | None:
         """The next step; None if nothing can be computed. Each step must be `complete`d."""
         decodes = [s for s in self.running if s.num_pending == 1]
@@ -162,9 +172,14 @@ class Planner:
         if not parts:
             return None
         step = Step(
-            parts, self._copies, self._num_reused, self._num_repeated, self._num_preemptions
+            parts,
+            self._copies,
+            self._cleared,
+            self._num_reused,
+            self._num_repeated,
+            self._num_preemptions,
         )
-        self._copies = []
+        self._copies, self._cleared = [], []
         self._num_reused = self._num_repeated = self._num_preemptions = 0
         return step
 
@@ -262,14 +277,21 @@ class Planner:
         if not prompts:
             return []
         first, *others = prompts
-        num_others = sum(_num_next(s) for s in others)
-        chunks = [_chunk(first, max((budget + 1) // 2, budget - num_others))]
+        num_scored = _MAX_SCORED - first.is_scoring * _num_next(first, _MAX_SCORED)
+        scoring = [s.num_pending for s in others if s.is_scoring]
+        num_others = sum(s.num_pending for s in others if not s.is_scoring)
+        num_others += min(sum(scoring), num_scored)
+        chunks = [_chunk(first, max((budget + 1) // 2, budget - num_others), _MAX_SCORED)]
+        num_scored = _MAX_SCORED - first.is_scoring * chunks[0].num_tokens
         budget -= chunks[0].num_tokens
         for sequence in sorted(others, key=attrgetter("num_pending", "order")):
             if not budget:
                 break
-            chunks.append(_chunk(sequence, budget))
+            if sequence.is_scoring and not num_scored:
+                continue
+            chunks.append(_chunk(sequence, budget, num_scored))
             budget -= chunks[-1].num_tokens
+            num_scored -= sequence.is_scoring * chunks[-1].num_tokens
         return chunks
 
     def _alternate(
@@ -283,17 +305,17 @@ class Planner:
         self._num_chunks += 1
         shortest = min(prompts, key=attrgetter("num_pending", "order"))
         sequence = prompts[0] if self._num_chunks % 2 else shortest
-        return [_chunk(sequence, self._prompt_budget(len(decodes)))]
+        return [_chunk(sequence, self._prompt_budget(len(decodes)), _MAX_SCORED)]
 
 
-def _num_next(sequence: Generation) -> int:
-    """Tokens that could be computed of it in one step."""
+def _num_next(sequence: Generation, num_scored: int) -> int:
+    """Tokens that could be computed of it in a step that may score so many."""
     num_pending = sequence.num_pending
-    return min(num_pending, _MAX_SCORED) if sequence.is_scoring else num_pending
+    return min(num_pending, num_scored) if sequence.is_scoring else num_pending
 
 
-def _chunk(sequence: Generation, budget: int) -> Part:
-    num_tokens = min(_num_next(sequence), budget)
+def _chunk(sequence: Generation, budget: int, num_scored: int) -> Part:
+    num_tokens = min(_num_next(sequence, num_scored), budget)
     is_last = num_tokens == sequence.num_pending
     return Part(sequence, num_tokens, num_tokens if sequence.is_scoring else is_last, is_last)
 

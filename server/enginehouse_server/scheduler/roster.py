@@ -4,12 +4,13 @@ Each of the methods gives what is to be delivered; a sequence that ended is forg
 ends twice. Knows no threads, no engine and no clock: times are passed in.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from enginehouse_server.engine.base import Logits
 from enginehouse_server.engine.decoder import DecoderLimits
-from enginehouse_server.errors import DeadlineError, EnginehouseError
+from enginehouse_server.errors import DeadlineError, DeviceError, EnginehouseError
 from enginehouse_server.sampling import Choice, StructureMatcher, choose, score_tokens
 
 from .generate_policy import GeneratePolicy
@@ -18,6 +19,8 @@ from .planner import Part, Planner, Step
 from .sequence import Sequence
 
 __all__ = ["Arrival", "Roster"]
+
+_log = logging.getLogger(__name__)
 
 
 class Arrival(NamedTuple):
@@ -45,7 +48,7 @@ class Roster:
         self._live: dict[int, dict[int, Sequence]] = {}
         self._num_arrivals = 0
         self._next_deadline = float("inf")  # of those that live, or earlier
-        self._num_wasted = 0
+        self._num_wasted = self._num_left = 0
 
     def add(self, arrival: Arrival) -> None:
         """Lets a sequence wait."""
@@ -95,7 +98,7 @@ class Roster:
                 part.sequence.sampling.prepare()
 
     def finish(self, step: Step, logits: Logits, now: float) -> list[Emitted]:
-        """Chooses the next tokens after a step.
+        """Chooses the next tokens after a step. What fails for one sequence ends that one alone.
 
         Args:
             step: The planner's last.
@@ -104,33 +107,45 @@ class Roster:
         """
         rows: list[int] = []
         choosing: list[Sequence] = []
+        failed: list[Emitted] = []
         start = 0
         for part in step.parts:
             end = start + part.num_logits
             if not part.sequence.is_running:  # ended meanwhile
                 self._num_wasted += part.num_tokens
-            else:
-                _score(part, logits[start:end])
-                if part.is_last:
-                    rows.append(end - 1)
-                    choosing.append(part.sequence)
+            elif (error := _score(part, logits[start:end])) is not None:
+                self._num_wasted += part.num_tokens
+                failed.append(self._end(part.sequence, now, None, error))
+            elif part.is_last:
+                rows.append(end - 1)
+                choosing.append(part.sequence)
             start = end
         self.planner.complete(step)
         if len(rows) < len(logits):
             logits = logits[rows]
         choices = choose(logits, [s.sampling for s in choosing])
-        return [self._go_on(s, c, now) for s, c in zip(choosing, choices, strict=True)]
+        return failed + [self._go_on(s, c, now) for s, c in zip(choosing, choices, strict=True)]
 
     def take_wasted(self) -> int:
         """Tokens that were computed in vain since the last call."""
         num_wasted, self._num_wasted = self._num_wasted, 0
         return num_wasted
 
+    def take_left(self) -> int:
+        """Sequences that gave up a place in the cache for good since the last call."""
+        num_left, self._num_left = self._num_left, 0
+        return num_left
+
     def _go_on(self, sequence: Sequence, choice: Choice, now: float) -> Emitted:
         if choice.error is not None:
+            if isinstance(choice.error, DeviceError):
+                self.planner.discard(sequence)
             return self._end(sequence, now, None, choice.error)
         token, work = choice.token, sequence.work
-        sequence.sampling.append(token)
+        try:
+            sequence.sampling.append(token)
+        except Exception as error:
+            return self._end(sequence, now, None, _as_told(error))
         sequence.note_token(now)
         is_first = sequence.sampling.num_generated == 1
         scores = sequence.prompt_logprobs if is_first else None
@@ -156,6 +171,7 @@ class Roster:
         return Emitted(work.request_id, work.index, None, ending=ending)
 
     def _forget(self, sequence: Sequence) -> None:
+        self._num_left += sequence.is_running
         self.planner.remove(sequence)
         request_id, index = sequence.work.request_id, sequence.work.index
         found = self._live[request_id]
@@ -167,14 +183,30 @@ class Roster:
         return (s for found in self._live.values() for s in found.values())
 
 
-def _score(part: Part, logits: Logits) -> None:
-    """Keeps how likely the tokens after each of a chunk of a prompt were, if asked for."""
+def _score(part: Part, logits: Logits) -> EnginehouseError | None:
+    """Keeps how likely the tokens after each of a chunk of a prompt were, if asked for.
+
+    Returns:
+        Why that failed; None if it did not.
+    """
     sequence, work = part.sequence, part.sequence.work
     if not sequence.is_scoring:
-        return
+        return None
     assert sequence.prompt_logprobs is not None
     assert work.num_prompt_logprobs is not None
     begin = sequence.num_cached + 1
     tokens = work.prompt[begin : begin + len(logits)]
-    scores = score_tokens(logits[: len(tokens)], tokens, work.num_prompt_logprobs)
+    try:
+        scores = score_tokens(logits[: len(tokens)], tokens, work.num_prompt_logprobs)
+    except Exception as error:
+        return _as_told(error)
     sequence.prompt_logprobs += scores
+    return None
+
+
+def _as_told(error: Exception) -> EnginehouseError:
+    """What a caller is told of what nobody foresaw."""
+    if isinstance(error, EnginehouseError):
+        return error
+    _log.error("a sequence failed", exc_info=error)
+    return DeviceError(f"a sequence could not go on: {error}")

@@ -74,6 +74,12 @@ class SlotPool:
             if not self._names[slot]:
                 self._free.move_to_end(slot, last=False)
 
+    def forget(self, blocks: Sequence[int]) -> list[int]:
+        """Makes what the slot of a sequence holds findable no more, and gives the slot."""
+        for slot in blocks:
+            self._forget(slot, 0)
+        return list(blocks)
+
     def check_integrity(self, in_use: Sequence[Sequence[int]]) -> None:
         """Compares what is noted with the slots of all sequences, as `BlockPool` does."""
         taken = [slot for blocks in in_use for slot in blocks]

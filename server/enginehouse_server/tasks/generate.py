@@ -84,7 +84,7 @@ class Generator:
             yield generation
         finally:
             del self._in_flight[request_id]
-            if not generation.is_done:
+            if not generation.has_ended:  # one that failed has others that go on
                 self._scheduler.cancel(request_id)
 
     async def tokenize(self, prompt: Prompt) -> PromptTokens:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from enginehouse_server.scheduler.generate_work import Emitted
@@ -51,7 +52,12 @@ class Generation:
     @property
     def is_done(self) -> bool:
         """Whether every sequence has ended, or the request has failed."""
-        return self._error is not None or all(s.is_done for s in self._sequences)
+        return self._error is not None or self.has_ended
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether every sequence has ended, so that none is computed any more."""
+        return all(s.is_done for s in self._sequences)
 
     async def next(self) -> News | None:
         """What is new since the last time, waiting for it; None when all was given.
@@ -93,8 +99,11 @@ class Generation:
         if sequence.is_done:
             return False
         if emitted.ending is not None and emitted.ending.error is not None:
-            self.fail(emitted.ending.error)
-            return False
+            if not sequence.is_cut:
+                self.fail(emitted.ending.error)
+                return False
+            # Its text was whole already: what went wrong while it was being stopped is no matter.
+            emitted = replace(emitted, ending=emitted.ending._replace(reason="stop", error=None))
         if emitted.prompt_logprobs is not None and emitted.index == 0:
             self._lacks_prompt_logprobs = False
             text_of = self._vocabulary.token_text

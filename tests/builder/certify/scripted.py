@@ -74,6 +74,9 @@ class ScriptedDecoder:
     def copy_block(self, source: int, target: int) -> None:
         self._cells[target] = self._cells[source]
 
+    def clear_blocks(self, blocks: Sequence[int]) -> None:
+        self._cells[list(blocks)] = -1
+
     def close(self) -> None:
         pass
 

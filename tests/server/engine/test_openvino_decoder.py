@@ -86,6 +86,19 @@ def test_a_copied_block_holds_what_its_original_holds(
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("cache_precision", ["fp32", "u8"])
+def test_a_cleared_block_is_as_one_that_was_never_written(
+    cache_precision: str, decoder: Decoder
+) -> None:
+    spec = decoder("llama").spec(cache_precision=cache_precision)
+    with OpenVinoDecoder(spec) as engine:
+        run_step(engine, StepItem([0, 1], 0, PROMPT[:50], num_logits=0))
+        engine.clear_blocks([0, 1])
+        found = run_step(engine, StepItem([0, 1], 50, PROMPT[50:51]))
+        expected = run_step(engine, StepItem([4, 3], 50, PROMPT[50:51]))
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_a_narrower_cache_is_smaller_and_close(decoder: Decoder) -> None:
     made = decoder("llama")
     item = StepItem([0, 1], 0, PROMPT[:60], num_logits=60)

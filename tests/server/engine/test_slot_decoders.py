@@ -113,6 +113,15 @@ def test_a_copied_slot_goes_on_by_itself(original: Original) -> None:
     original.check(found, [(0, place) for place in range(40, 70)])
 
 
+def test_cleared_slots_hold_nothing(original: Original) -> None:
+    original.prefill(0, slot=1, end=40)
+    original.prefill(2, slot=3, end=40)
+    original.engine.clear_blocks([1, 3])
+    found = run_step(original.engine, StepItem([1], 40, SEQUENCES[0][40:41]))
+    other = run_step(original.engine, StepItem([3], 40, SEQUENCES[0][40:41]))
+    np.testing.assert_array_equal(found, other)
+
+
 def test_the_last_position_of_the_model_is_reached(original: Original) -> None:
     limit = original.engine.limits.max_tokens
     tokens = [*SEQUENCES[2], *SEQUENCES[0]][:limit]

@@ -222,3 +222,20 @@ def test_the_tokens_of_a_prompt_are_scored_by_log_softmax() -> None:
         expected = row - math.log(np.exp(row).sum())
         assert logprob == pytest.approx(expected[token], abs=1e-5)
         assert [t for t, _ in top] == np.argsort(-expected)[:2].tolist()
+
+
+def test_a_row_that_cannot_be_treated_does_not_reach_the_others() -> None:
+    greedy = SamplingSettings(temperature=0)
+    wide = replace(greedy, repetition_penalty=1.5)
+    states = [
+        SamplingState(greedy, PROMPT),
+        SamplingState(wide, (5, VOCAB)),
+        SamplingState(replace(greedy, bad_words=((VOCAB,),)), PROMPT),
+        SamplingState(wide, PROMPT),
+    ]
+    logits = random_logits(4, len(states))
+    alone = [choose(logits[i : i + 1].copy(), [states[i]])[0] for i in (0, 3)]
+    first, *failed, last = choose(logits.copy(), states)
+    assert [first, last] == alone
+    assert first.error is last.error is None
+    assert all(isinstance(choice.error, DeviceError) for choice in failed)

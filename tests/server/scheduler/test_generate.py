@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from enginehouse_server.engine.base import Logits
+from enginehouse_server.engine.decoder import StepItem
 from enginehouse_server.errors import (
     DeadlineError,
     DeviceError,
@@ -24,6 +26,7 @@ from enginehouse_server.sampling import SamplingSettings, StructureCompiler
 from enginehouse_server.scheduler import (
     Emitted,
     Ending,
+    FinishReason,
     GeneratePolicy,
     GenerateScheduler,
     GenerateWork,
@@ -187,6 +190,79 @@ def test_a_fault_of_our_own_ends_what_is_in_flight_too(caplog: pytest.LogCapture
     scheduler.close(10)
 
 
+class ClearedDecoder(ScriptedDecoder):
+    """Notes the blocks that a step was given, and those that were cleared."""
+
+    def __init__(self) -> None:
+        super().__init__(PAGED)
+        self.given: set[int] = set()
+        self.cleared: set[int] = set()
+
+    def start(self, items: Sequence[StepItem]) -> None:
+        self.given = {block for item in items for block in item.blocks}
+        super().start(items)
+
+    def clear_blocks(self, blocks: Sequence[int]) -> None:
+        self.cleared |= set(blocks)
+        super().clear_blocks(blocks)
+
+
+def test_what_a_failed_step_may_have_written_is_cleared() -> None:
+    inbox, engine = Inbox(), ClearedDecoder()
+    scheduler = GenerateScheduler(engine, None, POLICY, pace(), inbox.deliver, lambda _: None)
+    engine.is_poisoned = True
+    scheduler.submit([work(0, 9)])
+    assert isinstance(inbox.ending_of(0).error, DeviceError)
+    scheduler.close(10)
+    assert engine.given
+    assert engine.cleared == engine.given
+
+
+class FaultyDecoder(ScriptedDecoder):
+    """Fails once in a way that no engine should, and again when it is asked once more."""
+
+    is_faulty = True
+
+    def wait(self) -> Logits:
+        logits = super().wait()
+        if self.is_faulty:
+            self.is_faulty = False
+            raise ValueError("a fault of the engine's own")
+        return logits
+
+
+def test_an_engine_that_fails_as_none_should_does_not_stop_the_thread(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    inbox, engine = Inbox(), FaultyDecoder(PAGED)
+    scheduler = GenerateScheduler(engine, None, POLICY, pace(), inbox.deliver, lambda _: None)
+    with caplog.at_level(logging.CRITICAL):
+        scheduler.submit([work(0)])
+        assert isinstance(inbox.ending_of(0).error, DeviceError)
+    scheduler.submit([work(1)])
+    assert inbox.ending_of(1).reason == "length"
+    scheduler.close(10)
+
+
+def test_when_the_thread_fails_for_good_everyone_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    inbox, failures = Inbox(), [ZeroDivisionError(), ZeroDivisionError()]
+
+    def deliver(emitted: Sequence[Emitted]) -> None:
+        if failures:
+            raise failures.pop()
+        inbox.deliver(emitted)
+
+    scheduler = GenerateScheduler(
+        ScriptedDecoder(PAGED), None, POLICY, pace(), deliver, lambda _: None
+    )
+    scheduler.submit([work(0, max_new_tokens=30)])
+    assert inbox.ending_of(0).reason == "cancelled" or inbox.ending_of(0).error is not None
+    assert "failed for good" in caplog.text
+    with pytest.raises(NotReadyError):
+        scheduler.submit([work(1)])
+    scheduler.close(10)
+
+
 def test_what_could_never_end_is_refused_with_the_figures(rig: Rig) -> None:
     with pytest.raises(InvalidRequestError, match="are 41, the model takes 40"):
         rig.scheduler.submit([work(0, 31, max_new_tokens=10)])
@@ -226,6 +302,24 @@ def test_a_deadline_that_the_predicted_wait_would_miss_is_refused_at_once() -> N
     rig.scheduler.submit([work(13)])
     rig.release()
     rig.scheduler.close(10)
+
+
+@pytest.mark.parametrize("reason", ["stop", "cancelled"])
+def test_the_pace_is_learned_from_all_that_leave_their_place(
+    rig: Rig, reason: FinishReason
+) -> None:
+    for i in range(5):
+        rig.hold(work(i, max_new_tokens=30))
+        time.sleep(0.02)
+        rig.scheduler.cancel(i, 0, reason)
+        rig.release()
+        rig.inbox.ending_of(i)
+    rig.hold(work(10, max_new_tokens=30))
+    rig.scheduler.submit([work(11, max_new_tokens=30, index=i) for i in range(8)])
+    with pytest.raises(OverloadedError) as raised:
+        rig.scheduler.submit([work(12)])
+    busy_s = sum(f.seconds for f in rig.figures)
+    assert 0 < raised.value.retry_after_s < 9 * busy_s / 3, "as if hardly any had ended"
 
 
 def test_figures_of_the_steps_add_up(rig: Rig) -> None:

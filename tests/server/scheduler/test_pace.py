@@ -44,6 +44,23 @@ def test_it_learns_from_nothing() -> None:
     assert pace.prompt_tokens_beside(8) == 80
 
 
+def test_the_first_step_is_not_taken_for_the_pace() -> None:
+    pace = StepPace({}, None, budget_s=0.100)
+    pace.observe(8, 0, 3.0)  # compiles
+    pace.observe(0, 200, 3.0)
+    pace.observe(8, 0, 0.020)
+    pace.observe(0, 200, 0.200)
+    assert pace.prompt_tokens_beside(8) == 80
+
+
+def test_a_slow_step_and_a_quick_one_cancel_out() -> None:
+    pace = StepPace(DECODES, TOKEN_S, budget_s=0.0271 + 0.064)
+    for _ in range(50):
+        pace.observe(8, 0, 0.027 * 2)
+        pace.observe(8, 0, 0.027 / 2)
+    assert pace.prompt_tokens_beside(8) == 64
+
+
 def test_one_slow_step_is_hardly_believed() -> None:
     pace = StepPace(DECODES, TOKEN_S, budget_s=0.130)
     pace.observe(8, 0, 5.0)

@@ -3,11 +3,13 @@
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 
 from enginehouse_server.engine.decoder import DecoderLimits
+from enginehouse_server.errors import DeviceError
 from enginehouse_server.sampling import SamplingSettings
-from tests.fixtures.decoder import PAGED, SLOTS, tokens_alone
+from tests.fixtures.decoder import PAGED, SLOTS, VOCAB, tokens_alone
 from tests.fixtures.decoder_bench import PROMPT_TOKENS, Bench, work
 
 
@@ -106,6 +108,74 @@ def test_prompts_that_are_scored_are_computed_whole() -> None:
     bench.run()
     bench.check_answers()
     assert bench.endings[1, 0].num_cached_tokens == 0
+
+
+@pytest.mark.parametrize("limits", [PAGED, SLOTS])
+def test_what_gave_no_numbers_is_not_found_again_and_is_cleared(limits: DecoderLimits) -> None:
+    bench, prompt = Bench(replace(limits, max_step_tokens=64)), [*range(34)]
+    bench.submit(work(0, prompt=prompt))
+    step = bench.step()
+    assert step is not None
+    blocks = [*step.items[0].blocks]
+    logits = bench.engine.wait()
+    logits[0] = np.nan
+    bench.take(bench.roster.finish(step, logits, bench.now))
+    assert isinstance(bench.endings.pop((0, 0)).error, DeviceError)
+    del bench.works[0, 0]
+    bench.roster.planner.check_integrity()
+    bench.submit(work(1, prompt=prompt))
+    step = bench.step()
+    assert step is not None
+    assert sorted(step.cleared) == sorted(blocks)
+    bench.finish(step)
+    bench.run()
+    assert bench.endings[1, 0].num_cached_tokens == 0
+    bench.check_answers()
+
+
+def test_what_others_share_with_one_that_gave_no_numbers_stays() -> None:
+    bench, prompt = Bench(replace(PAGED, num_blocks=60)), [*range(20)]
+    bench.submit(*(work(0, prompt=prompt, index=i, max_new_tokens=9) for i in range(2)))
+    while len((step := bench.step()).parts) < 2:  # type: ignore[union-attr]
+        bench.finish(step)  # type: ignore[arg-type]
+    assert step is not None
+    first, second = (item.blocks for item in step.items)
+    shared = {*first} & {*second}
+    assert shared
+    logits = bench.engine.wait()
+    logits[1] = np.nan
+    bench.take(bench.roster.finish(step, logits, bench.now))
+    step = bench.step()
+    assert step is not None
+    assert step.cleared
+    assert not shared & {*step.cleared}
+    bench.finish(step)
+    bench.run()
+    bench.check_answers()
+
+
+def test_a_prompt_that_cannot_be_scored_ends_alone() -> None:
+    bench = Bench(replace(PAGED, num_blocks=60))
+    bench.submit(work(0), work(1, prompt=[3, VOCAB], num_prompt_logprobs=1))
+    bench.run()
+    assert isinstance(bench.endings.pop((1, 0)).error, DeviceError)
+    del bench.works[1, 0]
+    bench.check_answers()
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_step_scores_no_more_than_so_many_tokens_of_all_prompts(is_first: bool) -> None:
+    limits = replace(PAGED, max_tokens=200, max_step_tokens=300, num_blocks=400)
+    bench = Bench(limits)
+    plain = [work(0, 90)]
+    scoring = [work(i, 90, num_prompt_logprobs=1) for i in range(1, 4)]
+    bench.submit(*([*scoring, *plain] if is_first else [*plain, *scoring]))
+    while (step := bench.step()) is not None:
+        num_scored = [p.num_tokens for p in step.parts if p.num_logits > 1]
+        assert sum(num_scored) <= 64
+        bench.finish(step)
+    assert len(bench.engine.steps[0]) >= 2, "what is not scored goes on beside"
+    bench.check_answers()
 
 
 def test_a_prompt_that_loses_its_place_is_scored_again() -> None:

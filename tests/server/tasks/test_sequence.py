@@ -166,3 +166,25 @@ async def test_a_sequence_that_fails_fails_the_request(vocabulary: Vocabulary) -
         await generation.next()
     with pytest.raises(DeviceError):
         await generation.whole()
+
+
+async def test_a_request_that_failed_has_not_ended_while_others_of_it_go_on(
+    vocabulary: Vocabulary,
+) -> None:
+    generation = generation_of(vocabulary, num_sequences=2)
+    failed = ending(reason=None, error=DeviceError("the device is gone"))
+    generation.accept(Emitted(1, 1, None, ending=failed), now=0.0)
+    assert generation.is_done
+    assert not generation.has_ended
+
+
+async def test_what_goes_wrong_after_a_stop_string_is_no_matter(vocabulary: Vocabulary) -> None:
+    request = replace(REQUEST, stopping=Stopping(stop_strings=["a"]))
+    generation = generation_of(vocabulary, request)
+    token = vocabulary.encode("a", add_special_tokens=False)[0]
+    assert generation.accept(Emitted(1, 0, token), now=0.0), "it is to be stopped"
+    failed = ending(reason=None, error=DeviceError("the device is gone"))
+    generation.accept(Emitted(1, 0, None, ending=failed), now=0.0)
+    [piece] = (await generation.whole()).pieces
+    assert piece.end is not None
+    assert (piece.end.reason, piece.end.stop_string) == ("stop", "a")

@@ -68,6 +68,11 @@ class BlockCache:
         for memory in self._bytes.values():
             memory[target] = memory[source]
 
+    def clear(self, blocks: Sequence[int]) -> None:
+        """Makes blocks zeros again."""
+        for memory in self._bytes.values():
+            memory[list(blocks)] = 0
+
     def release(self) -> None:
         """Gives the memory back; nothing may be computing on it."""
         self.tensors, self._bytes = {}, {}

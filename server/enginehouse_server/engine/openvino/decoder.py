@@ -88,6 +88,10 @@ class OpenVinoDecoder:
         """Copies the keys and values of a block into another; not while a step computes."""
         self._cache.copy(source, target)
 
+    def clear_blocks(self, blocks: Sequence[int]) -> None:
+        """Makes blocks as they were before anything was written; not while a step computes."""
+        self._cache.clear(blocks)
+
     def close(self) -> None:
         """Releases the infer request, with it the compiled model, and the cache."""
         self._request = None

@@ -86,6 +86,11 @@ class SlotCache:
         for memory in self._memory.values():
             memory[:, target] = memory[:, source]
 
+    def clear(self, slots: Sequence[int]) -> None:
+        """Makes slots zeros again."""
+        for memory in self._memory.values():
+            memory[:, list(slots)] = 0
+
     def release(self) -> None:
         """Gives the memory back; nothing may be computing on it."""
         self.tensors, self._memory = {}, {}

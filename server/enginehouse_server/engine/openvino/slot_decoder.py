@@ -113,6 +113,10 @@ class OpenVinoSlotDecoder:
         """Copies the keys and values of a slot into another; not while a step computes."""
         self._cache.copy(source, target)
 
+    def clear_blocks(self, blocks: Sequence[int]) -> None:
+        """Makes slots as they were before anything was written; not while a step computes."""
+        self._cache.clear(blocks)
+
     def close(self) -> None:
         """Releases the infer request, with it the compiled model, and the cache."""
         self._request = None
