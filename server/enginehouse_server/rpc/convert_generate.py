@@ -63,7 +63,7 @@ def prompt_of(message: generate_pb.Prompt) -> Prompt:
     form = message.WhichOneof("form")
     return Prompt(
         text=message.text if form == "text" else None,
-        token_ids=list(message.token_ids.ids) if form == "token_ids" else None,
+        token_ids=message.token_ids.ids if form == "token_ids" else None,
         chat=_chat(message.chat) if form == "chat" else None,
         truncate_tokens=message.truncate_tokens if message.HasField("truncate_tokens") else None,
     )
