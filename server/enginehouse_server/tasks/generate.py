@@ -19,7 +19,13 @@ from enginehouse_server.scheduler import GenerateScheduler
 from enginehouse_server.scheduler.generate_work import DeliverTokens, Emitted, GenerateWork
 from enginehouse_server.telemetry.base import GenerateTelemetry
 
-from .generate_checks import GeneratorTraits, check_prompt, check_request, room_for_answer
+from .generate_checks import (
+    GeneratorTraits,
+    check_answer_size,
+    check_prompt,
+    check_request,
+    room_for_answer,
+)
 from .generate_request import GenerateRequest, Prompt, PromptTokens
 from .generation import Generation
 from .prompts import PromptReader, end_tokens, sampling_settings, stop_tokens
@@ -147,10 +153,12 @@ class Generator:
         """The sequences of a request; only the first scores the prompt.
 
         Raises:
-            InvalidRequestError: Prompt and answer are too long.
+            InvalidRequestError: Prompt and answer are too long, or the answer is for its message.
         """
         ids = prepared.prompt.ids
         max_new_tokens = room_for_answer(len(ids), request, self.traits)
+        if request.max_answer_bytes is not None:
+            check_answer_size(len(ids), max_new_tokens, request, request.max_answer_bytes)
         return [
             GenerateWork(
                 request_id=request_id,

@@ -15,6 +15,7 @@ __all__ = [
     "MAX_LOGPROBS",
     "GeneratorTraits",
     "SamplingDefaults",
+    "check_answer_size",
     "check_length",
     "check_prompt",
     "check_request",
@@ -24,8 +25,10 @@ __all__ = [
 
 MAX_LOGPROBS = 20
 _MAX_STOP_STRINGS, _MAX_STOP_TOKENS, _MAX_BAD_WORDS = 16, 64, 64
+_MAX_STRUCTURE = 1 << 16  # characters; more would take seconds to compile
 _MAX_STRING = 512  # characters of a stop string or bad word
 _MAX_CHARACTERS = 1 << 20  # of a prompt to be truncated: one to two seconds of tokenizing
+_SCORED_BYTES = 14  # of a message, for a token with its short text
 _MIN_PENALTY, _MAX_PENALTY = 0.01, 100.0  # a logit times these is a number still
 
 
@@ -81,6 +84,13 @@ def check_request(request: GenerateRequest, traits: GeneratorTraits) -> None:
     check_sampling(request.sampling, traits.vocab_size, traits.max_sequences)
     _check_stopping(request.stopping, traits)
     _check_output(request.output)
+    if request.structure is not None:
+        size = len(request.structure.source)
+        if size > _MAX_STRUCTURE:
+            field = f"structure.{request.structure.kind}"
+            _refuse(
+                field, f"has {size} characters; at most {_MAX_STRUCTURE} are taken: simplify it"
+            )
 
 
 def check_prompt(prompt: Prompt, traits: GeneratorTraits) -> None:
@@ -121,6 +131,34 @@ def check_length(prompt: Prompt, num_characters: int, traits: GeneratorTraits) -
             prompt.field,
             f"{has}, more than the {traits.max_characters} that {traits.max_tokens} tokens, the "
             "most that the model takes, can have: shorten it, or set prompt.truncate_tokens",
+        )
+
+
+def check_answer_size(num_prompt: int, num_new: int, request: GenerateRequest, limit: int) -> None:
+    """Refuses log-probabilities that cannot fit the answer's one message.
+
+    Args:
+        num_prompt: Tokens of the prompt.
+        num_new: Most new tokens of a sequence.
+        request: What is asked.
+        limit: Most bytes of a message.
+
+    Raises:
+        InvalidRequestError: They cannot.
+    """
+    output, num_scored = request.output, 0
+    if output.prompt_logprobs is not None:
+        num_scored += num_prompt * (1 + output.prompt_logprobs)
+    if output.logprobs is not None:
+        num_scored += request.sampling.num_sequences * num_new * (1 + output.logprobs)
+    size = num_scored * _SCORED_BYTES
+    if size > limit:
+        field = "output.prompt_logprobs" if output.logprobs is None else "output.logprobs"
+        _refuse(
+            field,
+            f"would make an answer of about {size} bytes of {num_scored} log-probabilities; a "
+            f"message has at most {limit}: ask for fewer, lower stopping.max_new_tokens or "
+            "sampling.num_sequences, or call GenerateStream",
         )
 
 

@@ -12,8 +12,13 @@ from enginehouse_server.tasks import (
     SamplingDefaults,
     SamplingWish,
     Stopping,
+    StructureSpec,
 )
-from enginehouse_server.tasks.generate_checks import check_request, room_for_answer
+from enginehouse_server.tasks.generate_checks import (
+    check_answer_size,
+    check_request,
+    room_for_answer,
+)
 from enginehouse_server.text import Message
 
 TRAITS = GeneratorTraits(
@@ -43,6 +48,10 @@ def sampling(**parts: object) -> GenerateRequest:
 
 def stopping(**parts: object) -> GenerateRequest:
     return replace(GOOD, stopping=Stopping(**parts))  # type: ignore[arg-type]
+
+
+def structure(source: str) -> GenerateRequest:
+    return replace(GOOD, structure=StructureSpec("regex", source))
 
 
 def output(**parts: object) -> GenerateRequest:
@@ -102,6 +111,7 @@ def output(**parts: object) -> GenerateRequest:
         (stopping(stop_strings=[""]), "stopping.stop_strings[0]", "is empty"),
         (stopping(stop_strings=["a" * 513]), "stopping.stop_strings[0]", "513 characters; at most"),
         (stopping(stop_token_ids=[7, 1000]), "stopping.stop_token_ids[1]", "is 1000, which is no"),
+        (structure("a" * 65537), "structure.regex", "has 65537 characters; at most 65536"),
         (output(logprobs=21), "output.logprobs", "is 21; it must be 0 to 20"),
         (output(prompt_logprobs=-1), "output.prompt_logprobs", "is -1; it must be 0 to 20"),
     ],
@@ -158,3 +168,16 @@ def test_a_prompt_that_leaves_too_little_room_is_refused_with_the_numbers(
         room_for_answer(num_prompt, request_, TRAITS)
     assert error.value.field == field
     assert all(text in str(error.value) for text in texts), str(error.value)
+
+
+def test_log_probabilities_that_cannot_fit_the_answer_are_refused() -> None:
+    request = replace(
+        output(logprobs=20, prompt_logprobs=1), sampling=SamplingWish(num_sequences=4)
+    )
+    size = (10 * 2 + 4 * 50 * 21) * 14
+    check_answer_size(10, 50, request, size)
+    with pytest.raises(InvalidRequestError, match="a message has at most") as error:
+        check_answer_size(10, 50, request, size - 1)
+    assert error.value.field == "output.logprobs"
+    assert f"about {size} bytes" in str(error.value)
+    check_answer_size(10**6, 10**6, GOOD, 1)  # without them the text alone counts, when it is there
