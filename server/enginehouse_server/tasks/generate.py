@@ -94,6 +94,7 @@ class Generator:
             yield generation
         finally:
             del self._in_flight[request_id]
+            generation.count_unfinished()
             if not generation.is_done:
                 self._scheduler.cancel(request_id)
 
