@@ -201,8 +201,8 @@ def _check_token_prompt(ids: Sequence[int], keep: int | None, traits: GeneratorT
     if keep is None and len(ids) > traits.max_tokens:
         _refuse(
             "prompt.token_ids",
-            f"has {len(ids)} tokens; the model takes at most {traits.max_tokens} with the answer: "
-            "shorten it, or set prompt.truncate_tokens",
+            f"has {len(ids)} tokens; the model takes at most {traits.max_tokens} with the answer, "
+            f"so at most {traits.max_tokens - 1}: shorten it, or set prompt.truncate_tokens",
         )
     start = 0 if keep is None else max(0, len(ids) - keep)
     _check_tokens("prompt.token_ids", ids[start:], traits.vocab_size, start)
