@@ -12,6 +12,7 @@ from .repository import (
     LoadSettings,
     load_classifier,
     load_decoder,
+    name_of,
     read_version,
 )
 from .scheduler import (
@@ -28,6 +29,7 @@ from .scheduler.batcher import Batch
 from .scheduler.encoder import Deliver
 from .tasks import Classifier, Generator, GeneratorTraits, PromptReader, SamplingDefaults
 from .tasks.classify import ClassifierTraits
+from .tasks.defaults import usable_defaults
 from .tasks.scores import default_activation
 from .telemetry import DecoderMetrics, Metrics, StepCounts
 
@@ -133,8 +135,8 @@ def _generator(loaded: LoadedDecoder, config: ServerConfig, metrics: Metrics) ->
         _watch(telemetry, scheduler, engine.limits.num_blocks)
         return scheduler
 
-    traits = _generator_traits(loaded, config.generate.max_num_sequences)
-    reader = PromptReader(loaded.vocabulary, loaded.template)
+    traits = _generator_traits(loaded, config)
+    reader = PromptReader(loaded.vocabulary, loaded.template, traits)
     return Generator(traits, reader, loaded.structures, create_scheduler, telemetry)
 
 
@@ -153,12 +155,12 @@ def _pace(loaded: LoadedDecoder, budget_s: float) -> StepPace:
     return StepPace(decodes, token_ms / 1e3 if token_ms > 0 else None, budget_s)
 
 
-def _generator_traits(loaded: LoadedDecoder, max_num_sequences: int) -> GeneratorTraits:
+def _generator_traits(loaded: LoadedDecoder, config: ServerConfig) -> GeneratorTraits:
     task, limits = loaded.task, loaded.engine.limits
     found = task.defaults
     # As transformers has it: what does not sample takes the most likely token.
     temperature = (1.0 if found.temperature is None else found.temperature) * bool(found.do_sample)
-    defaults = SamplingDefaults(
+    given = SamplingDefaults(
         temperature=temperature,
         top_k=found.top_k or 0,
         top_p=1.0 if found.top_p is None else found.top_p,
@@ -166,16 +168,19 @@ def _generator_traits(loaded: LoadedDecoder, max_num_sequences: int) -> Generato
         repetition_penalty=found.repetition_penalty or 1.0,
     )
     cache_tokens = limits.num_blocks * limits.block_size
+    max_tokens = min(limits.max_tokens, cache_tokens)
     return GeneratorTraits(
         vocab_size=task.vocab_size,
         eos_ids=frozenset(task.eos_ids),
         accepts_chat=loaded.template is not None,
-        max_tokens=min(limits.max_tokens, cache_tokens),
-        max_sequences=max_num_sequences,
+        max_tokens=max_tokens,
+        max_characters=max_tokens * loaded.vocabulary.longest_token,
+        max_waiting=config.generate.max_waiting,
+        max_sequences=config.generate.max_num_sequences,
         max_running=limits.max_sequences,
         max_step_tokens=limits.max_step_tokens,
         cache_tokens=cache_tokens,
-        defaults=defaults,
+        defaults=usable_defaults(given, name_of(loaded.manifest)),
     )
 
 

@@ -14,6 +14,7 @@ from enginehouse_client import (
     ChatMessage,
     Choices,
     Client,
+    ConnectionFailedError,
     DeadlineError,
     EnginehouseError,
     GenerationPiece,
@@ -152,6 +153,21 @@ def test_what_is_no_prompt_is_refused_here(call: Caller, prompt: object) -> None
         call("generate", "writer", "a", structure="a+")
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"stopping": Stopping(stop_strings="END")},
+        {"sampling": Sampling(bad_words="END")},
+        {"structure": Choices("END")},
+    ],
+)
+def test_one_string_in_place_of_several_is_refused_here(
+    call: Caller, given: dict[str, object]
+) -> None:
+    with pytest.raises(TypeError, match=r"not one string: write \['END'\]"):
+        call("generate", "writer", "a", **given)
+
+
 def test_variables_that_json_does_not_have_are_refused_here(call: Caller) -> None:
     chat = Chat([ChatMessage("user", "a")], template_variables={"tools": object()})
     with pytest.raises(ValueError, match="template_variables"):
@@ -226,6 +242,18 @@ async def test_leaving_a_stream_cancels_the_call(aio_server: FakeServer) -> None
         await anext(stream)
         await stream.aclose()
         await wait_for_cancelled(aio_server, 2)
+
+
+async def test_closing_fails_the_streams_of_other_tasks(aio_server: FakeServer) -> None:
+    aio_server.generate_step = lambda _position: asyncio.sleep(30)
+    client = AsyncClient(aio_server.target)
+    stream = client.generate_stream("writer", "a")
+    running = asyncio.create_task(anext(stream))
+    while not aio_server.prompts:  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+    await client.close()
+    with pytest.raises(ConnectionFailedError, match="was closed"):
+        await running
 
 
 def test_leaving_a_blocking_stream_cancels_the_call(server: FakeServer) -> None:

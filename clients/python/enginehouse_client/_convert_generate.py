@@ -67,7 +67,7 @@ def generate_to_pb(given: GenerateArguments) -> pb.GenerateRequest:
     """The request as it is sent.
 
     Raises:
-        TypeError: For a prompt or a structure that is none.
+        TypeError: For a prompt or a structure that is none, or one string in place of several.
         ValueError: For template variables that JSON does not have.
     """
     return pb.GenerateRequest(
@@ -148,7 +148,7 @@ def _sampling_to_pb(sampling: Sampling) -> generate_pb.Sampling:
         logit_bias=sampling.logit_bias,
         seed=sampling.seed,
         num_sequences=sampling.num_sequences,
-        bad_words=sampling.bad_words,
+        bad_words=_texts("bad_words", sampling.bad_words),
     )
 
 
@@ -156,7 +156,7 @@ def _stopping_to_pb(stopping: Stopping) -> generate_pb.Stopping:
     return generate_pb.Stopping(
         max_new_tokens=stopping.max_new_tokens,
         min_new_tokens=stopping.min_new_tokens,
-        stop_strings=stopping.stop_strings,
+        stop_strings=_texts("stop_strings", stopping.stop_strings),
         stop_token_ids=stopping.stop_token_ids,
         ignore_eos=stopping.ignore_eos,
         include_stop_string=stopping.include_stop_string,
@@ -181,9 +181,17 @@ def _structure_to_pb(structure: Structure) -> generate_pb.Structure:
         case Regex(pattern):
             return generate_pb.Structure(regex=pattern)
         case Choices(texts):
-            return generate_pb.Structure(choices=generate_pb.Choices(texts=texts))
+            return generate_pb.Structure(
+                choices=generate_pb.Choices(texts=_texts("Choices", texts))
+            )
     kind = type(cast(object, structure)).__name__
     raise TypeError(f"a structure is a JsonSchema, a Regex or Choices, not {kind}")
+
+
+def _texts(name: str, texts: Iterable[str]) -> Iterable[str]:
+    if isinstance(texts, str):  # a sequence of strings, too: of its characters
+        raise TypeError(f"{name} takes several texts, not one string: write [{texts!r}]")
+    return texts
 
 
 def _sequence_from_pb(message: generate_pb.GeneratedSequence) -> GeneratedSequence:

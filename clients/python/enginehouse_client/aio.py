@@ -253,8 +253,7 @@ class AsyncClient(ClientBase):
         self, request: pb.GenerateStreamRequest, call: Call
     ) -> AsyncGenerator[GenerationPiece, None]:
         attempts, metadata = self._attempts(call), self._metadata_of(call)
-        wait_s: float | None = 0.0
-        while wait_s is not None:
+        while not self._is_closed:
             has_begun = False
             responses = self._inference.GenerateStream(
                 request, timeout=attempts.remaining_s(), metadata=metadata
@@ -263,6 +262,10 @@ class AsyncClient(ClientBase):
                 async for response in responses:
                     has_begun = True
                     yield piece_from_pb(response, call.request_id)
+            except asyncio.CancelledError:
+                if self._is_cancelled_by_caller():
+                    raise
+                break
             except grpc.RpcError as failure:
                 error = error_from_rpc(failure, call)
                 wait_s = None if has_begun else attempts.wait_after(error)
@@ -274,6 +277,7 @@ class AsyncClient(ClientBase):
                 return
             finally:
                 responses.cancel()
+        raise self._closed(call)
 
     async def _unary(
         self,
@@ -287,10 +291,9 @@ class AsyncClient(ClientBase):
             try:
                 response = await method(request, timeout=attempts.remaining_s(), metadata=metadata)
             except asyncio.CancelledError:
-                task = asyncio.current_task()
-                if not self._is_closed or (task is not None and task.cancelling()):
+                if self._is_cancelled_by_caller():
                     raise
-                break  # grpc.aio cancels the calls of a channel that closes, as if by the task
+                break
             except grpc.RpcError as failure:
                 error = error_from_rpc(failure, call)
                 wait_s = attempts.wait_after(error)
@@ -301,6 +304,11 @@ class AsyncClient(ClientBase):
                 attempts.succeeded()
                 return response
         raise self._closed(call)
+
+    def _is_cancelled_by_caller(self) -> bool:
+        """Otherwise by grpc.aio: so it ends the calls of a channel that closes."""
+        task = asyncio.current_task()
+        return not self._is_closed or (task is not None and task.cancelling() > 0)
 
     @cached_property
     def _channel(self) -> grpc.aio.Channel:

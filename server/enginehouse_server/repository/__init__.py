@@ -4,7 +4,7 @@ from .catalog import Catalog, Entry, ModelState
 from .load import LoadedClassifier, LoadSettings, load_classifier
 from .load_decoder import DecoderSettings, LoadedDecoder, load_decoder
 from .scan import Found, scan
-from .version import read_version
+from .version import name_of, read_version
 
 __all__ = [
     "Catalog",
@@ -17,6 +17,7 @@ __all__ = [
     "ModelState",
     "load_classifier",
     "load_decoder",
+    "name_of",
     "read_version",
     "scan",
 ]

@@ -1,5 +1,6 @@
 """Asks a loaded decoder the manifest's probes: does it answer here as where it was certified?"""
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,22 +13,27 @@ from enginehouse_server.errors import ProbeError
 
 __all__ = ["prove_decoder"]
 
+_log = logging.getLogger(__name__)
+
 
 def prove_decoder(engine: DecoderEngine, chosen: BuiltDecoder, name: str) -> None:
     """Asks the probes, one after another, in the first blocks of the cache.
 
     The first logits must be within the certificate's tolerance. In fp32 each greedy token must be
-    the certified one, too, or as likely as it within that tolerance.
+    the certified one, too, or as likely as it within that tolerance; in others the step after the
+    prompt must at least give numbers. What no lowered limit leaves a probe for is only warned of.
 
     Raises:
         ProbeError: An answer differs.
     """
     certificate = chosen.certificate
     allowed = certificate.tolerance * certificate.scale
+    num_asked = 0
     is_exact = chosen.precision == "fp32" and chosen.cache_precision == "fp32"
     for number, probe in enumerate(chosen.probes):
         if len(probe.prompt) + len(probe.tokens) > engine.limits.max_tokens:
             continue  # a limit was lowered: this sequence is not served here
+        num_asked += 1
         found = _deviation(engine, probe, follow=is_exact)
         if not found <= allowed:  # also when it is not a number
             raise ProbeError(
@@ -35,22 +41,38 @@ def prove_decoder(engine: DecoderEngine, chosen: BuiltDecoder, name: str) -> Non
                 f"those it was certified with ({certificate.runtime} on {chosen.device}); at most "
                 f"{allowed:.3g} is allowed: build the model again on this machine"
             )
+    if not num_asked:
+        _log.warning(
+            "%s serves without proof that it answers as certified: its %d probes are longer than "
+            "the %d tokens that are left; raise --max-sequence-tokens or --cache-memory",
+            name,
+            len(chosen.probes),
+            engine.limits.max_tokens,
+        )
 
 
 def _deviation(engine: DecoderEngine, probe: TokenProbe, *, follow: bool) -> float:
-    """How far the answers to a probe are from the certified ones, as a difference of logits."""
+    """How far the answers to a probe are from the certified ones, as a difference of logits.
+
+    Not a number if an answer is none: `max` of numbers would lose it.
+    """
     blocks = range(-(-(len(probe.prompt) + len(probe.tokens)) // engine.limits.block_size))
     logits = _prefill(engine, probe.prompt, blocks)
+    if not np.isfinite(logits.max()):  # of logits with NaN among them the NaN
+        return float("nan")
     ids = [token for token, _ in probe.top]
     certified = np.array([logit for _, logit in probe.top], np.float32)
     worst = float(np.abs(logits[ids] - certified).max(initial=0.0))
     num_cached = len(probe.prompt)
-    for token in probe.tokens if follow else ():
-        worst = max(worst, float(logits.max() - logits[token]))
+    for token in probe.tokens if follow else probe.tokens[:1]:
+        if follow:
+            worst = max(worst, float(logits.max() - logits[token]))
         if num_cached + 1 < len(probe.prompt) + len(probe.tokens):
             engine.start([StepItem(blocks, num_cached, [token])])
             logits = engine.wait()[0]
             num_cached += 1
+            if not np.isfinite(logits.max()):
+                return float("nan")
     return worst
 
 

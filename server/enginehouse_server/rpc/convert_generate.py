@@ -1,7 +1,7 @@
 """Messages about generating to the server's plain data and back."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from time import monotonic
 
 from google.protobuf.json_format import MessageToDict
@@ -27,6 +27,8 @@ from enginehouse_server.text import Message
 
 __all__ = ["generate_request", "prompt_of", "sequence_message", "stream_message", "token_logprob"]
 
+_MAX_CHOICES = 1024  # more would hold up the steps of others while their first mask is made
+
 _REASONS = {
     "eos": generate_pb.FINISH_REASON_EOS,
     "length": generate_pb.FINISH_REASON_LENGTH,
@@ -35,12 +37,15 @@ _REASONS = {
 }
 
 
-def generate_request(message: pb.GenerateRequest, time_left_s: float | None) -> GenerateRequest:
+def generate_request(
+    message: pb.GenerateRequest, time_left_s: float | None, max_answer_bytes: int | None = None
+) -> GenerateRequest:
     """The request of a message that arrives now.
 
     Args:
         message: As received.
         time_left_s: To the call's deadline; None without one.
+        max_answer_bytes: Of an answer that is one message; None for a stream.
 
     Raises:
         InvalidRequestError: The structure is set but has no form.
@@ -55,6 +60,7 @@ def generate_request(message: pb.GenerateRequest, time_left_s: float | None) -> 
         stopping=_stopping(message.stopping),
         output=_output(message.output),
         structure=_structure(message.structure) if message.HasField("structure") else None,
+        max_answer_bytes=max_answer_bytes,
     )
 
 
@@ -63,7 +69,7 @@ def prompt_of(message: generate_pb.Prompt) -> Prompt:
     form = message.WhichOneof("form")
     return Prompt(
         text=message.text if form == "text" else None,
-        token_ids=list(message.token_ids.ids) if form == "token_ids" else None,
+        token_ids=message.token_ids.ids if form == "token_ids" else None,
         chat=_chat(message.chat) if form == "chat" else None,
         truncate_tokens=message.truncate_tokens if message.HasField("truncate_tokens") else None,
     )
@@ -185,9 +191,15 @@ def _structure(message: generate_pb.Structure) -> StructureSpec:
     )
 
 
-def _choices(texts: Iterable[str]) -> str:
-    found = list(texts)
+def _choices(texts: Sequence[str]) -> str:
     where = "structure.choices"
+    if len(texts) > _MAX_CHOICES:
+        raise InvalidRequestError(
+            f"{where} has {len(texts)} texts; at most {_MAX_CHOICES} are taken: "
+            "use structure.regex for what they have in common",
+            where,
+        )
+    found = list(texts)
     if not found:
         raise InvalidRequestError(f"{where} is empty; give at least one text", where)
     if "" in found:

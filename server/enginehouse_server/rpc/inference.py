@@ -26,9 +26,15 @@ class Inference(InferenceServiceServicer):
     """Runs models for callers."""
 
     def __init__(
-        self, catalog: Catalog, metrics: Metrics, in_flight: InFlight, stall_timeout_s: float
+        self,
+        catalog: Catalog,
+        metrics: Metrics,
+        in_flight: InFlight,
+        stall_timeout_s: float,
+        max_message_bytes: int,
     ) -> None:
-        """Takes the models; a stream that is not read for `stall_timeout_s` is ended."""
+        """Takes the models, the seconds after which a stream that is not read ends, and a size."""
+        self._max_message_bytes = max_message_bytes
         self._catalog, self._metrics, self._in_flight = catalog, metrics, in_flight
         self._stall_timeout_s = stall_timeout_s
 
@@ -54,7 +60,7 @@ class Inference(InferenceServiceServicer):
         self._in_flight.hold(context)
         async with Call("Generate", context, self._metrics) as call:
             entry, generator = self._generator(request, call)
-            plain = generate_request(request, call.time_left_s)
+            plain = generate_request(request, call.time_left_s, self._max_message_bytes)
             async with generator.generate(plain) as generation:
                 return await whole_answer(entry, generation)
 

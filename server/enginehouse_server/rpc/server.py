@@ -35,7 +35,13 @@ class GrpcServer:
         self._in_flight = InFlight()
         registry = TolerantRegistry(self._server)
         add_InferenceServiceServicer_to_server(
-            Inference(catalog, metrics, self._in_flight, config.stream_stall_timeout_s),
+            Inference(
+                catalog,
+                metrics,
+                self._in_flight,
+                config.stream_stall_timeout_s,
+                config.max_message_bytes,
+            ),
             registry,  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         )
         add_ModelServiceServicer_to_server(

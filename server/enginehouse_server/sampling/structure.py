@@ -19,7 +19,7 @@ from enginehouse_server.errors import InvalidRequestError, RepositoryError
 
 __all__ = ["StructureCompiler", "StructureMatcher", "StructureSpec"]
 
-_MAX_CACHED = 64  # grammars
+_MAX_CACHED, _MAX_CACHED_CHARACTERS = 64, 1 << 20  # grammars, and what they were made from
 _MAX_REASON = 300  # characters
 
 
@@ -119,9 +119,15 @@ class StructureCompiler:
             found = self._compile(spec)
             with self._lock:
                 self._compiled[spec] = found
-                if len(self._compiled) > _MAX_CACHED:
-                    self._compiled.popitem(last=False)
+                self._forget_oldest()
         return StructureMatcher(found.deep_copy(), self._vocab_size, self._end_ids)
+
+    def _forget_oldest(self) -> None:
+        # A grammar takes memory in proportion to its source.
+        size = sum(len(spec.source) for spec in self._compiled)
+        while len(self._compiled) > _MAX_CACHED or size > _MAX_CACHED_CHARACTERS:
+            spec, _ = self._compiled.popitem(last=False)
+            size -= len(spec.source)
 
     def _compile(self, spec: StructureSpec) -> LLMatcher:
         matcher: LLMatcher | None = None

@@ -13,19 +13,28 @@ from itertools import count
 from time import monotonic
 from typing import NamedTuple, TypeVar
 
-from enginehouse_server.errors import InvalidRequestError
+from enginehouse_server.errors import InvalidRequestError, OverloadedError
 from enginehouse_server.sampling import SamplingSettings, StructureCompiler
 from enginehouse_server.scheduler import GenerateScheduler
 from enginehouse_server.scheduler.generate_work import DeliverTokens, Emitted, GenerateWork
 from enginehouse_server.telemetry.base import GenerateTelemetry
 
-from .generate_checks import GeneratorTraits, check_prompt, check_request, room_for_answer
+from .generate_checks import (
+    GeneratorTraits,
+    check_answer_size,
+    check_prompt,
+    check_request,
+    room_for_answer,
+)
 from .generate_request import GenerateRequest, Prompt, PromptTokens
 from .generation import Generation
 from .prompts import PromptReader, end_tokens, sampling_settings, stop_tokens
 from .sequence import SequenceAssembly
 
 __all__ = ["Generator"]
+
+_PREPARING_THREADS = 2  # a long prompt leaves one for the short ones
+_RETRY_AFTER_S = 1.0
 
 _ArgumentT = TypeVar("_ArgumentT")
 _ResultT = TypeVar("_ResultT")
@@ -60,7 +69,8 @@ class Generator:
         self._loop = asyncio.get_running_loop()
         self._ids = count(1)
         self._in_flight: dict[int, Generation] = {}
-        self._preparing = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
+        self._num_preparing = 0  # sequences whose prompts are not tokens yet, and callers like them
+        self._preparing = ThreadPoolExecutor(_PREPARING_THREADS, thread_name_prefix="tokenizer")
         self._scheduler = create_scheduler(self._on_emitted)
 
     @asynccontextmanager
@@ -74,7 +84,7 @@ class Generator:
         """
         check_request(request, self.traits)
         self._scheduler.check_room(_least_works(request))
-        prepared = await self._run(self._prepare, request)
+        prepared = await self._run(self._prepare, request, request.sampling.num_sequences)
         works = self._works(next(self._ids), request, prepared)
         generation = self._generation(request, works, prepared.prompt)
         request_id = works[0].request_id
@@ -84,6 +94,7 @@ class Generator:
             yield generation
         finally:
             del self._in_flight[request_id]
+            generation.count_unfinished()
             if not generation.has_ended:  # one that failed has others that go on
                 self._scheduler.cancel(request_id)
 
@@ -91,7 +102,8 @@ class Generator:
         """The tokens that a prompt begins with.
 
         Raises:
-            InvalidRequestError: The prompt is empty, or its chat cannot be rendered.
+            InvalidRequestError: The prompt is empty or too long, or its chat cannot be rendered.
+            OverloadedError: Too much waits already.
         """
         check_prompt(prompt, self.traits)
         return await self._run(self._reader.read, prompt)
@@ -100,9 +112,16 @@ class Generator:
         """The text of tokens.
 
         Raises:
-            InvalidRequestError: A token is unknown.
+            InvalidRequestError: A token is unknown, or there are more than a sequence has.
+            OverloadedError: Too much waits already.
         """
-        limit = self.traits.vocab_size
+        limit, most = self.traits.vocab_size, self.traits.max_tokens
+        if len(token_ids) > most:
+            raise InvalidRequestError(
+                f"token_ids has {len(token_ids)} tokens; a text of this model has at most {most}: "
+                "send it in parts",
+                "token_ids",
+            )
         for i, token in enumerate(token_ids):
             if not 0 <= token < limit:
                 raise InvalidRequestError(
@@ -135,10 +154,12 @@ class Generator:
         """The sequences of a request; only the first scores the prompt.
 
         Raises:
-            InvalidRequestError: Prompt and answer are too long.
+            InvalidRequestError: Prompt and answer are too long, or the answer is for its message.
         """
         ids = prepared.prompt.ids
         max_new_tokens = room_for_answer(len(ids), request, self.traits)
+        if request.max_answer_bytes is not None:
+            check_answer_size(len(ids), max_new_tokens, request, request.max_answer_bytes)
         return [
             GenerateWork(
                 request_id=request_id,
@@ -170,8 +191,23 @@ class Generator:
             has_prompt_logprobs=request.output.prompt_logprobs is not None,
         )
 
-    async def _run(self, function: Callable[[_ArgumentT], _ResultT], value: _ArgumentT) -> _ResultT:
-        return await self._loop.run_in_executor(self._preparing, function, value)
+    async def _run(
+        self, function: Callable[[_ArgumentT], _ResultT], value: _ArgumentT, num_new: int = 1
+    ) -> _ResultT:
+        """Runs what takes long off the event loop; what waits for that counts as waiting."""
+        num_preparing, limit = self._num_preparing, self.traits.max_waiting
+        num_waiting = num_preparing + self._scheduler.num_waiting
+        if num_preparing and num_waiting + num_new > limit:
+            raise OverloadedError(
+                f"{num_waiting} sequences wait, {num_preparing} of them for their tokens, and "
+                f"{num_new} more would exceed the queue's limit of {limit}",
+                _RETRY_AFTER_S,
+            )
+        self._num_preparing += num_new
+        try:
+            return await self._loop.run_in_executor(self._preparing, function, value)
+        finally:
+            self._num_preparing -= num_new
 
     def _on_emitted(self, emitted: Sequence[Emitted]) -> None:
         """On the scheduler's thread: one wake-up of the event loop for a whole step."""

@@ -99,7 +99,10 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
-    """A prompt to continue. Times are seconds of the monotonic clock."""
+    """A prompt to continue. Times are seconds of the monotonic clock.
+
+    `max_answer_bytes` bounds an answer that is one message; None for one that comes in pieces.
+    """
 
     prompt: Prompt
     arrived_at: float
@@ -109,6 +112,7 @@ class GenerateRequest:
     stopping: Stopping = field(default_factory=Stopping)
     output: Output = field(default_factory=Output)
     structure: StructureSpec | None = None
+    max_answer_bytes: int | None = None
 
 
 class PromptTokens(NamedTuple):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from enginehouse_server.errors import DeadlineError
 from enginehouse_server.scheduler.generate_work import Emitted
 from enginehouse_server.telemetry.base import GenerateTelemetry
 from enginehouse_server.text import Vocabulary
@@ -120,6 +121,13 @@ class Generation:
             self._telemetry.sequence_ended(end.reason, end.queue_s, end.ttft_s, end.num_generated)
         self._changed.set()
         return sequence.is_cut and not was_cut and not sequence.is_done
+
+    def count_unfinished(self) -> None:
+        """Tells the telemetry of the sequences that will not end now; to be called once."""
+        reason = "cancelled"
+        if self._error is not None:
+            reason = "expired" if isinstance(self._error, DeadlineError) else "failed"
+        self._telemetry.sequences_lost(reason, sum(not s.is_done for s in self._sequences))
 
     def fail(self, error: Exception) -> None:
         """Ends the request with an error."""

@@ -4,13 +4,14 @@ Blocking: runs off the event loop.
 """
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import replace
 
 from enginehouse_server.errors import InvalidRequestError
 from enginehouse_server.sampling import SamplingSettings
 from enginehouse_server.text import ChatTemplate, Vocabulary
 
-from .generate_checks import GeneratorTraits
+from .generate_checks import GeneratorTraits, check_length
 from .generate_request import Chat, GenerateRequest, Prompt, PromptTokens
 
 __all__ = ["PromptReader", "end_tokens", "sampling_settings", "stop_tokens"]
@@ -23,35 +24,62 @@ class PromptReader:
         vocabulary: The tokenizer, both ways.
     """
 
-    def __init__(self, vocabulary: Vocabulary, template: ChatTemplate | None) -> None:
-        """Takes the tokenizer, and the template of a model that has one."""
-        self.vocabulary, self._template = vocabulary, template
+    def __init__(
+        self, vocabulary: Vocabulary, template: ChatTemplate | None, traits: GeneratorTraits
+    ) -> None:
+        """Takes the tokenizer, the template of a model that has one, and what the model is."""
+        self.vocabulary, self._template, self._traits = vocabulary, template, traits
 
     def read(self, prompt: Prompt) -> PromptTokens:
         """The tokens of a prompt, not more than it wants kept.
 
         Raises:
-            InvalidRequestError: The chat template refuses the conversation.
+            InvalidRequestError: The chat template refuses the conversation, or the prompt has
+                tokens that the model does not know.
         """
-        found = self._read_whole(prompt)
-        keep = prompt.truncate_tokens
+        found = self._kept(self._read_whole(prompt), prompt.truncate_tokens)
+        self._check_known(found.ids, prompt.field)
+        return found
+
+    def token_sequences(self, text: str, field: str) -> list[tuple[int, ...]]:
+        """The ways in which a text may appear in a longer one: as a word of its own, and not.
+
+        Raises:
+            InvalidRequestError: The text of `field` has tokens that the model does not know.
+        """
+        encode = self.vocabulary.encode
+        found = [encode(start + text, add_special_tokens=False) for start in ("", " ")]
+        for ids in found:
+            self._check_known(ids, field)
+        return sorted({tuple(ids) for ids in found if ids})
+
+    def _kept(self, found: PromptTokens, keep: int | None) -> PromptTokens:
         if keep is None or len(found.ids) <= keep:
             return found
         ids = found.ids[-keep:]
         return PromptTokens(ids, self.vocabulary.decode(ids, keep_special_tokens=True))
 
-    def token_sequences(self, text: str) -> list[tuple[int, ...]]:
-        """The ways in which a text may appear in a longer one: as a word of its own, and not."""
-        encode = self.vocabulary.encode
-        found = [encode(start + text, add_special_tokens=False) for start in ("", " ")]
-        return sorted({tuple(ids) for ids in found if ids})
+    def _check_known(self, ids: Sequence[int], field: str) -> None:
+        # Some tokenizers have more tokens than their model.
+        limit = self._traits.vocab_size
+        if max(ids, default=0) < limit:
+            return
+        unknown = next(token for token in ids if token >= limit)
+        text = self.vocabulary.decode((unknown,), keep_special_tokens=True)
+        raise InvalidRequestError(
+            f"{field} has token {unknown} ({text!r}), which the tokenizer knows and the model does "
+            f"not; its tokens are 0 to {limit - 1}: leave that text out",
+            field,
+        )
 
     def _read_whole(self, prompt: Prompt) -> PromptTokens:
         if prompt.token_ids is not None:
-            ids = prompt.token_ids
+            # Only the end of what is to be truncated was checked.
+            ids = list(prompt.token_ids[-(prompt.truncate_tokens or 0) :])
             return PromptTokens(ids, self.vocabulary.decode(ids, keep_special_tokens=True))
         if prompt.chat is not None:
             text = self._render(prompt.chat)
+            check_length(prompt, len(text), self._traits)
             # The template writes the special tokens itself.
             return PromptTokens(self.vocabulary.encode(text, add_special_tokens=False), text)
         text = prompt.text or ""
@@ -81,7 +109,11 @@ def sampling_settings(
         presence_penalty=wish.presence_penalty or 0.0,
         frequency_penalty=wish.frequency_penalty or 0.0,
         logit_bias=dict(wish.logit_bias),
-        bad_words=[ids for word in wish.bad_words for ids in reader.token_sequences(word)],
+        bad_words=[
+            ids
+            for i, word in enumerate(wish.bad_words)
+            for ids in reader.token_sequences(word, f"sampling.bad_words[{i}]")
+        ],
         seed=secrets.randbits(64) if wish.seed is None else wish.seed,
         num_logprobs=request.output.logprobs,
     )

@@ -39,6 +39,10 @@ class GenerateTelemetry(RequestTelemetry, Protocol):
         """A sequence ended; from its arrival to its first step and to its first token."""
         ...
 
+    def sequences_lost(self, reason: str, number: int) -> None:
+        """Sequences failed, expired, or were left by their caller."""
+        ...
+
     def token_followed(self, gap_s: float) -> None:
         """A token came so long after the one before it."""
         ...

@@ -104,6 +104,11 @@ class DecoderMetrics:
             self._ttft.observe(ttft_s)
         self._generated.observe(num_generated)
 
+    def sequences_lost(self, reason: str, number: int) -> None:
+        """Sequences failed, expired, or were left by their caller."""
+        if number:
+            self._ended(reason).inc(number)
+
     def token_followed(self, gap_s: float) -> None:
         """A token came so long after the one before it."""
         self._itl.observe(gap_s)

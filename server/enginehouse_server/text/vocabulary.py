@@ -16,6 +16,7 @@ class Vocabulary:
 
     Attributes:
         size: Tokens that it has; the model's logits may be wider.
+        longest_token: At least the characters of the longest token's text.
     """
 
     def __init__(self, file: Path) -> None:
@@ -29,6 +30,8 @@ class Vocabulary:
         # Otherwise special tokens written in a text would be kept apart from the text around them.
         self._tokenizer.encode_special_tokens = False
         self.size = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        # Byte-level vocabularies write a character for each byte.
+        self.longest_token = max(map(len, self._tokenizer.get_vocab()), default=1)
         self.token_text = lru_cache(_KEPT_TEXTS)(self._token_text)
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:

@@ -158,3 +158,13 @@ def test_grammars_bring_in_neither_torch_nor_transformers() -> None:
         "assert not sys.modules.keys() & {'torch', 'transformers'}"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_is_kept_of_grammars_is_bounded_by_their_sources(tokenizer_file: Path) -> None:
+    compiler = StructureCompiler(tokenizer_file, VOCAB, [EOS])
+    specs = [StructureSpec("regex", f"a|{i}" + " " * 65_000) for i in range(20)]
+    for spec in specs:
+        compiler.compile(spec)
+    kept = compiler._compiled
+    assert list(kept) == specs[-len(kept) :]
+    assert 15 * 65_000 < sum(len(spec.source) for spec in kept) <= 1 << 20

@@ -1,77 +1,63 @@
-"""Requests over a scripted engine: what they leave behind."""
+"""What of a decoder's requests waits for its tokens."""
 
-import time
-from dataclasses import replace
-from pathlib import Path
+import asyncio
+import threading
+from typing import cast
 
 import pytest
 
-from enginehouse_server.engine.base import Logits
-from enginehouse_server.errors import DeviceError
-from enginehouse_server.scheduler import GeneratePolicy, GenerateScheduler, StepPace
-from enginehouse_server.scheduler.generate_work import DeliverTokens
-from enginehouse_server.tasks import (
-    GenerateRequest,
-    Generator,
-    GeneratorTraits,
-    Prompt,
-    SamplingDefaults,
-    SamplingWish,
-    Stopping,
-)
-from enginehouse_server.tasks.prompts import PromptReader
+from enginehouse_server.errors import InvalidRequestError, OverloadedError
+from enginehouse_server.scheduler import GenerateScheduler
+from enginehouse_server.tasks import Generator, Prompt, PromptReader, PromptTokens
 from enginehouse_server.telemetry import Metrics
-from enginehouse_server.text import Vocabulary
-from tests.fixtures.decoder import PAGED, ScriptedDecoder
-from tests.fixtures.vocabularies import save_tokenizer
-
-VOCAB = 300
-LIMITS = replace(PAGED, max_tokens=4000, num_blocks=4000)
-REQUEST = GenerateRequest(
-    Prompt(text="The"),
-    sampling=SamplingWish(temperature=0.0, num_sequences=2),
-    stopping=Stopping(max_new_tokens=3000, ignore_eos=True),
-    arrived_at=0.0,
-)
+from tests.server.tasks.test_generate_checks import TRAITS
 
 
-class HalfFailingDecoder(ScriptedDecoder):
-    """Gives no numbers for the last sequence of a step once, and then steps slowly."""
+class Idle:
+    """A scheduler that has nothing to do."""
 
-    has_failed = False
+    num_waiting = 0
 
-    def wait(self) -> Logits:
-        logits = super().wait()
-        if not self.has_failed and len(logits) > 1:
-            logits[-1] = float("nan")
-            self.has_failed = True
-        time.sleep(0.002)
-        return logits
+    def close(self, timeout_s: float) -> None:
+        pass
 
 
-async def test_when_one_sequence_fails_the_others_do_not_run_on(tmp_path: Path) -> None:
-    vocabulary = Vocabulary(save_tokenizer("byte_level", tmp_path))
-    engine = HalfFailingDecoder(LIMITS, VOCAB)
-    traits = GeneratorTraits(
-        vocab_size=VOCAB,
-        eos_ids=frozenset({0}),
-        accepts_chat=False,
-        max_tokens=LIMITS.max_tokens,
-        max_sequences=4,
-        max_running=8,
-        max_step_tokens=LIMITS.max_step_tokens,
-        cache_tokens=LIMITS.num_blocks * LIMITS.block_size,
-        defaults=SamplingDefaults(),
+class Slow:
+    """A tokenizer that takes as long as a test wants."""
+
+    def __init__(self) -> None:
+        self.goes_on = threading.Event()
+
+    def read(self, prompt: Prompt) -> PromptTokens:
+        if prompt.text != "short":
+            assert self.goes_on.wait(10)
+        return PromptTokens([1], prompt.text or "")
+
+
+async def test_prompts_that_wait_for_their_tokens_count_as_waiting() -> None:
+    slow = Slow()
+    generator = Generator(
+        TRAITS,
+        cast(PromptReader, slow),
+        None,
+        lambda _deliver: cast(GenerateScheduler, Idle()),
+        Metrics().of_decoder("m", 1),
     )
-
-    def create_scheduler(deliver: DeliverTokens) -> GenerateScheduler:
-        pace = StepPace({}, None)
-        return GenerateScheduler(engine, None, GeneratePolicy(), pace, deliver, lambda _: None)
-
-    telemetry = Metrics().of_decoder("m", 1)
-    generator = Generator(traits, PromptReader(vocabulary, None), None, create_scheduler, telemetry)
-    with pytest.raises(DeviceError, match="not a number"):
-        async with generator.generate(REQUEST) as generation:
-            await generation.whole()
-    await generator.close(10)
-    assert len(engine.steps) < 1000, "the other one was computed to its end"
+    long = asyncio.create_task(generator.tokenize(Prompt(text="long")))
+    await asyncio.sleep(0)
+    short = await asyncio.wait_for(generator.tokenize(Prompt(text="short")), 5)  # passes the long
+    assert short.ids == [1]
+    others = [
+        asyncio.create_task(generator.tokenize(Prompt(text="long")))
+        for _ in range(TRAITS.max_waiting - 1)
+    ]
+    await asyncio.sleep(0)
+    with pytest.raises(OverloadedError, match="8 of them for their tokens, and 1 more") as error:
+        await generator.tokenize(Prompt(text="short"))
+    assert error.value.retry_after_s > 0
+    slow.goes_on.set()
+    await asyncio.gather(long, *others)
+    assert (await generator.tokenize(Prompt(text="short"))).ids == [1]
+    with pytest.raises(InvalidRequestError, match="token_ids has 65 tokens"):
+        await generator.detokenize([1] * 65, keep_special_tokens=False)
+    await generator.close(1.0)

@@ -12,8 +12,13 @@ from enginehouse_server.tasks import (
     SamplingDefaults,
     SamplingWish,
     Stopping,
+    StructureSpec,
 )
-from enginehouse_server.tasks.generate_checks import check_request, room_for_answer
+from enginehouse_server.tasks.generate_checks import (
+    check_answer_size,
+    check_request,
+    room_for_answer,
+)
 from enginehouse_server.text import Message
 
 TRAITS = GeneratorTraits(
@@ -21,6 +26,8 @@ TRAITS = GeneratorTraits(
     eos_ids=frozenset({2}),
     accepts_chat=True,
     max_tokens=64,
+    max_characters=500,
+    max_waiting=8,
     max_sequences=4,
     max_running=8,
     max_step_tokens=32,
@@ -43,6 +50,10 @@ def stopping(**parts: object) -> GenerateRequest:
     return replace(GOOD, stopping=Stopping(**parts))  # type: ignore[arg-type]
 
 
+def structure(source: str) -> GenerateRequest:
+    return replace(GOOD, structure=StructureSpec("regex", source))
+
+
 def output(**parts: object) -> GenerateRequest:
     return replace(GOOD, output=Output(**parts))  # type: ignore[arg-type]
 
@@ -55,6 +66,19 @@ def output(**parts: object) -> GenerateRequest:
         (prompt(token_ids=[]), "prompt.token_ids", "at least one token"),
         (prompt(token_ids=[1, 100]), "prompt.token_ids[1]", "is 100, which is no token"),
         (prompt(token_ids=[-1]), "prompt.token_ids[0]", "tokens are 0 to 99"),
+        (
+            prompt(token_ids=[1] * 65),
+            "prompt.token_ids",
+            "has 65 tokens; the model takes at most 64",
+        ),
+        (prompt(token_ids=[1, 1, 100], truncate_tokens=2), "prompt.token_ids[2]", "is 100, which"),
+        (prompt(text="a" * 501), "prompt.text", "has 501 characters, more than the 500"),
+        (
+            prompt(text="a" * (1 << 20 | 1), truncate_tokens=2),
+            "prompt.text",
+            "may have 1048576: send",
+        ),
+        (prompt(chat=Chat([Message("user", "a" * 251)] * 2)), "prompt.chat", "has 502 characters"),
         (prompt(chat=Chat([])), "prompt.chat.messages", "at least one message"),
         (prompt(chat=Chat([Message("", "a")])), "prompt.chat.messages[0].role", "is empty"),
         (prompt(text="a", truncate_tokens=0), "prompt.truncate_tokens", "is 0; it must be 1 to 64"),
@@ -65,7 +89,8 @@ def output(**parts: object) -> GenerateRequest:
         (sampling(top_p=0.0), "sampling.top_p", "is 0; it must be above 0 and at most 1"),
         (sampling(top_p=NAN), "sampling.top_p", "is nan"),
         (sampling(min_p=1.5), "sampling.min_p", "is 1.5; it must be 0 to 1"),
-        (sampling(repetition_penalty=0.0), "sampling.repetition_penalty", "a number above 0"),
+        (sampling(repetition_penalty=1e-38), "sampling.repetition_penalty", "must be 0.01 to 100"),
+        (sampling(repetition_penalty=NAN), "sampling.repetition_penalty", "is nan; it must be"),
         (sampling(repetition_penalty=INFINITY), "sampling.repetition_penalty", "is inf"),
         (sampling(presence_penalty=2.5), "sampling.presence_penalty", "must be -2 to 2"),
         (sampling(frequency_penalty=-3.0), "sampling.frequency_penalty", "must be -2 to 2"),
@@ -86,6 +111,7 @@ def output(**parts: object) -> GenerateRequest:
         (stopping(stop_strings=[""]), "stopping.stop_strings[0]", "is empty"),
         (stopping(stop_strings=["a" * 513]), "stopping.stop_strings[0]", "513 characters; at most"),
         (stopping(stop_token_ids=[7, 1000]), "stopping.stop_token_ids[1]", "is 1000, which is no"),
+        (structure("a" * 65537), "structure.regex", "has 65537 characters; at most 65536"),
         (output(logprobs=21), "output.logprobs", "is 21; it must be 0 to 20"),
         (output(prompt_logprobs=-1), "output.prompt_logprobs", "is -1; it must be 0 to 20"),
     ],
@@ -106,6 +132,10 @@ def test_the_bounds_themselves_are_allowed() -> None:
         sampling(temperature=100.0, logit_bias={0: -100.0, 99: 100.0}, min_p=0.0),
         stopping(max_new_tokens=63, min_new_tokens=63, stop_strings=["a" * 512] * 16),
         output(logprobs=20, prompt_logprobs=0),
+        sampling(repetition_penalty=0.01),
+        prompt(text="a" * 500),
+        prompt(text="a" * 501, truncate_tokens=1),
+        prompt(token_ids=[100] + [1] * 99, truncate_tokens=64),  # what is left out is not looked at
         prompt(chat=Chat([Message("user", "")])),
     ):
         check_request(request, TRAITS)
@@ -138,3 +168,16 @@ def test_a_prompt_that_leaves_too_little_room_is_refused_with_the_numbers(
         room_for_answer(num_prompt, request_, TRAITS)
     assert error.value.field == field
     assert all(text in str(error.value) for text in texts), str(error.value)
+
+
+def test_log_probabilities_that_cannot_fit_the_answer_are_refused() -> None:
+    request = replace(
+        output(logprobs=20, prompt_logprobs=1), sampling=SamplingWish(num_sequences=4)
+    )
+    size = (10 * 2 + 4 * 50 * 21) * 14
+    check_answer_size(10, 50, request, size)
+    with pytest.raises(InvalidRequestError, match="a message has at most") as error:
+        check_answer_size(10, 50, request, size - 1)
+    assert error.value.field == "output.logprobs"
+    assert f"about {size} bytes" in str(error.value)
+    check_answer_size(10**6, 10**6, GOOD, 1)  # without them the text alone counts, when it is there

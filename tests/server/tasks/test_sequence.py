@@ -4,8 +4,9 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+from prometheus_client import generate_latest
 
-from enginehouse_server.errors import DeviceError, EnginehouseError
+from enginehouse_server.errors import DeadlineError, DeviceError, EnginehouseError
 from enginehouse_server.scheduler import Emitted, Ending, FinishReason, TokenLogprobs
 from enginehouse_server.tasks import GenerateRequest, Generation, Output, Prompt, Stopping
 from enginehouse_server.tasks.generate_request import PromptTokens
@@ -188,3 +189,29 @@ async def test_what_goes_wrong_after_a_stop_string_is_no_matter(vocabulary: Voca
     [piece] = (await generation.whole()).pieces
     assert piece.end is not None
     assert (piece.end.reason, piece.end.stop_string) == ("stop", "a")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(None, "cancelled"), (DeviceError("broken"), "failed"), (DeadlineError("late"), "expired")],
+)
+def test_what_has_not_ended_when_its_caller_leaves_is_counted(
+    vocabulary: Vocabulary, error: EnginehouseError | None, reason: str
+) -> None:
+    metrics = Metrics()
+    prompt = vocabulary.encode("The", add_special_tokens=False)
+    generation = Generation(
+        PromptTokens(prompt, "The"),
+        vocabulary,
+        [SequenceAssembly(i, REQUEST, prompt, vocabulary, frozenset({EOS})) for i in range(3)],
+        metrics.of_decoder("m", 1),
+        has_prompt_logprobs=False,
+    )
+    generation.accept(Emitted(1, 0, EOS, ending=ending("eos")), now=1.0)
+    if error is not None:
+        generation.accept(Emitted(1, 1, None, ending=ending(None, error)), now=2.0)
+    generation.count_unfinished()
+    text = generate_latest(metrics.registry).decode()
+    name = 'enginehouse_sequences_ended_total{model="m",reason="%s",version="1"} %s'
+    assert name % ("eos", "1.0") in text
+    assert name % (reason, "2.0") in text

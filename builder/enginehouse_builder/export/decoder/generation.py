@@ -1,6 +1,7 @@
 """How the model's makers want it to generate: when to stop, and how to choose."""
 
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,7 +65,9 @@ def _read(file: Path) -> Mapping[str, object]:
 def _number(said: Mapping[str, object], name: str) -> float | None:
     value = said.get(name)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(cast(float, value)) if is_number else None
+    if not is_number or not math.isfinite(number := float(cast(float, value))):
+        return None
+    return number
 
 
 def _whole(said: Mapping[str, object], name: str) -> int | None:

@@ -66,6 +66,13 @@ class SlotMemory:
             memory[other, :, :end] = kept
         used[one], used[other] = used[other], used[one]
 
+    def clear(self, rows: Sequence[int]) -> None:
+        """Makes rows zeros again."""
+        for row in rows:
+            for memory in self.layers.values():
+                memory[row, :, : self._num_used[row]] = 0
+            self.use(row, 0)
+
     def release(self) -> None:
         """Gives the memory back; nothing may be computing on it."""
         self.layers = {}

@@ -98,6 +98,10 @@ class OnnxRuntimeDecoder:
         """Copies the keys and values of a slot into another; not while a step computes."""
         self._memory.copy(self._rows.row_of(source), self._rows.row_of(target))
 
+    def clear_blocks(self, blocks: Sequence[int]) -> None:
+        """Makes slots as they were before anything was written; not while a step computes."""
+        self._memory.clear([self._rows.row_of(block) for block in blocks])
+
     def close(self) -> None:
         """Ends the thread, and releases the session and the cache."""
         self._thread.shutdown()
