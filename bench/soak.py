@@ -22,7 +22,7 @@ _NUM_SAMPLES = 100
 _IDLE_S = 30.0
 
 # A cache that holds a few of the longest sequences, and little patience with readers.
-_FLAGS = ("--cache-memory", "0.25", "--max-waiting", "32", "--stream-stall-timeout-s", "2")
+_FLAGS = ("--cache-memory", "0.2", "--max-waiting", "32", "--stream-stall-timeout-s", "2")
 _LENGTHS = ("--prompt-tokens", "16..400", "--output-tokens", "8..200")
 
 
