@@ -251,6 +251,24 @@ def test_a_broken_engine_fails_with_figures_and_publishes_nothing(own_cache: Bui
     assert not list((own_cache.cache / "certify").glob("*"))
 
 
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_a_wrong_conversion_is_not_taken_for_rounding(
+    decoder_checkpoint: DecoderCheckpoint, spec: BuildSpec, precision: str
+) -> None:
+    spec = replace(spec, model=str(decoder_checkpoint("mistral")), cache=spec.repository / "cache")
+    _build(spec)
+    for file in spec.cache.glob("export/*/model.onnx"):
+        model = onnx.load(file)
+        for node in model.graph.node:
+            for attribute in node.attribute:
+                if node.op_type == "Attention" and attribute.name == "window":
+                    attribute.i -= 1
+        file.chmod(0o644)
+        onnx.save(model, file)
+    with pytest.raises(CertificateError, match=r"the fp32 engine .* does not survive the conver"):
+        _build(replace(spec, precision=precision))  # type: ignore[arg-type]
+
+
 def test_what_was_certified_is_what_is_published(own_cache: BuildSpec) -> None:
     with pytest.raises(PublishError, match="was changed since it was made"):
         _build(own_cache)
