@@ -82,6 +82,16 @@ def test_a_cache_with_no_room_for_a_sequence_is_named() -> None:
         run_jointly(engine, [Work(PROMPTS[8], 6)])
 
 
+@pytest.mark.parametrize("num_sequences", [1, 2])
+def test_a_cache_of_the_longest_sequence_alone_is_enough(num_sequences: int) -> None:
+    limits = replace(
+        LIMITS, num_blocks=12 * num_sequences, max_tokens=48, max_sequences=num_sequences
+    )
+    assert (
+        certify_decoder(ScriptedDecoder(limits), EXACT, REFERENCE).certificate.token_agreement == 1
+    )
+
+
 class _Faulty(ScriptedDecoder):
     """Changes the logits after as many tokens as `length`, or wherever others are beside."""
 
