@@ -281,6 +281,8 @@ def test_what_was_certified_is_what_is_published(own_cache: BuildSpec) -> None:
         ({"max_batch": 8, "max_batch_tokens": 4, "task": "generate"}, "must fit"),
         ({"max_tokens": 97}, "--max-tokens 97 is more than the 96"),
         ({"max_tokens": 1}, "leaves no room for an answer"),
+        ({"cache_precision": "bf16"}, "use --cache-precision fp32 or u8"),
+        ({"precision": "int8", "cache_precision": "bf16"}, "use --cache-precision fp32 or u8"),
         ({"certify_minutes": -1.0}, "--certify-minutes is -1"),
         ({"certify_minutes": float("nan")}, "--certify-minutes is nan"),
     ],
