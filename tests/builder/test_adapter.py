@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from enginehouse_builder.adapter import BaseLayout, layout_of, merge, read_adapter
+from enginehouse_builder.adapter import layout_of, merge, read_adapter
 from enginehouse_builder.errors import ResolveError, UnsupportedModelError
 from enginehouse_builder.resolve import resolve
 from enginehouse_builder.spec import BuildSpec
@@ -51,7 +51,7 @@ def _merged(base: Path, adapter: Path, target: Path) -> dict[str, torch.Tensor]:
     target.mkdir()
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base))
-    layout = layout_of(model, is_tied=False)
+    layout = layout_of(model)
     merge(base, layout, read_adapter(adapter), target, lambda _: None)
     return load_file(target / "model.safetensors")
 
@@ -124,6 +124,7 @@ def test_a_base_saved_without_its_head_has_shorter_names(
         ({"lora_bias": True}, "lora_bias"),
         ({"trainable_token_indices": [1]}, "embeddings of its own"),
         ({"layer_replication": [[0, 2]]}, "layers that are repeated"),
+        ({"init_lora_weights": "lora_ga"}, "base weights of its own"),
         ({"init_lora_weights": "pissa_niter_4"}, "base weights of its own"),
     ],
 )
@@ -167,16 +168,19 @@ def test_a_weight_that_the_base_does_not_have_is_refused(
         _merged(base, tmp_path / "adapter", tmp_path / "merged")
 
 
+@pytest.mark.parametrize(("family", "head"), [("llama", "lm_head"), ("gpt_neox", "embed_out")])
 def test_a_head_that_is_the_table_of_embeddings_is_refused(
-    decoder_checkpoint: DecoderCheckpoint, tmp_path: Path
+    decoder_checkpoint: DecoderCheckpoint, tmp_path: Path, family: str, head: str
 ) -> None:
-    base = decoder_checkpoint("llama")
+    base = Path(shutil.copytree(decoder_checkpoint(family), tmp_path / "base"))
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
     weights = load_file(base / "model.safetensors")
-    make_adapter(tmp_path / "adapter", weights, (*LLAMA, "lm_head"))
-    (tmp_path / "merged").mkdir()
-    layout = BaseLayout(frozenset(), is_tied=True)
+    weights.setdefault(f"{head}.weight", torch.zeros(60, 32))  # of no use, but checkpoints have it
+    save_file(weights, base / "model.safetensors", {"format": "pt"})
+    make_adapter(tmp_path / "adapter", weights, (head,))
     with pytest.raises(UnsupportedModelError, match="tied to the embeddings"):
-        merge(base, layout, read_adapter(tmp_path / "adapter"), tmp_path / "merged", print)
+        _merged(base, tmp_path / "adapter", tmp_path / "merged")
 
 
 def test_matrices_of_another_model_are_refused(

@@ -45,6 +45,7 @@ _CHANGES_BASE = (
     "olora",
     "corda",
     "loftq",
+    "lora_ga",
 )  # initialisations that leave other base weights
 
 

@@ -8,13 +8,14 @@ writes into the configuration what it was given.
 """
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple, cast
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from enginehouse_builder.errors import ResolveError, UnsupportedModelError
@@ -24,23 +25,28 @@ from .description import WEIGHTS_FILE, Adapter, matrix_name
 
 __all__ = ["BaseLayout", "layout_of", "merge"]
 
+_HEADS = {"lm_head", "embed_out"}  # by today's name and by that of older checkpoints and adapters
+
 
 class BaseLayout(NamedTuple):
     """How a base model keeps what an adapter may change.
 
     Attributes:
         transposed: Modules whose weights are `[in, out]`, as GPT-2's are.
-        is_tied: Whether its head is its table of embeddings.
+        tied: Modules whose weight is another's, as a head's is that may be the table of embeddings.
     """
 
     transposed: frozenset[str]
-    is_tied: bool
+    tied: frozenset[str]
 
 
-def layout_of(model: torch.nn.Module, *, is_tied: bool) -> BaseLayout:
+def layout_of(model: PreTrainedModel) -> BaseLayout:
     """The layout of a model, which needs no weights for that."""
     turned = {name for name, module in model.named_modules() if isinstance(module, Conv1D)}
-    return BaseLayout(frozenset(turned), is_tied)
+    tied = {name.removesuffix(".weight") for name in getattr(model, "all_tied_weights_keys", ())}
+    if getattr(model.config.get_text_config(), "tie_word_embeddings", False):
+        tied |= _HEADS
+    return BaseLayout(frozenset(turned), frozenset(tied))
 
 
 def merge(
@@ -64,7 +70,7 @@ def merge(
         ResolveError: A matrix does not fit its weight.
     """
     files = weight_files(base, base.name)
-    module_of = _places(files, base, adapter, is_tied=layout.is_tied)
+    module_of = _places(files, base, adapter, layout.tied)
     for path in base.iterdir():
         if path.is_file() and (path.suffix != ".safetensors" or path.name == INDEX_FILE):
             shutil.copy(path, target / path.name)
@@ -82,7 +88,9 @@ def merge(
             save_file(tensors, target / file.name, metadata)
 
 
-def _places(files: list[Path], base: Path, adapter: Adapter, *, is_tied: bool) -> Mapping[str, str]:
+def _places(
+    files: list[Path], base: Path, adapter: Adapter, tied: Collection[str]
+) -> Mapping[str, str]:
     """The adapter's module for each weight that it changes, by the weight's name."""
     held: set[str] = set()
     for file in files:
@@ -93,7 +101,7 @@ def _places(files: list[Path], base: Path, adapter: Adapter, *, is_tied: bool) -
         # A checkpoint saved without its head has no name of the model before its weights'.
         names = (f"{module}.weight", f"{module.partition('.')[2]}.weight")
         name = next((n for n in names if n in held), None)
-        if name is None or (is_tied and name.startswith("lm_head.")):
+        if name is None or module in tied:
             why = "is tied to the embeddings" if name else f"{base.name} has no weight of that name"
             raise UnsupportedModelError(
                 f"the adapter {adapter.folder} changes {module!r}, but {why}: "

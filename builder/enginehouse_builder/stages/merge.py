@@ -34,11 +34,9 @@ def run_merge(context: Context, adapter: Adapter, report: Report) -> Result[Merg
         versions_of("torch", "safetensors", "transformers"),
         **context.original,
     )
-    config = context.resolved.config.get_text_config()
-    is_tied = bool(getattr(config, "tie_word_embeddings", False))
 
     def make(folder: Path) -> Merged:
-        layout = layout_of(empty_model(context.resolved, context.spec), is_tied=is_tied)
+        layout = layout_of(empty_model(context.resolved, context.spec))
         merge(context.resolved.folder, layout, adapter, folder, report)
         return Merged(len(adapter.scales))
 
