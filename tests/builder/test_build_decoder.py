@@ -326,3 +326,10 @@ def test_a_build_beyond_the_length_of_its_rope_says_so(
     assert engine.certificate.longest_prompt > ORIGINAL_LENGTH
     assert engine.certificate.token_agreement == 1
     assert engine.certificate.reference.endswith("fp32 with the rope of texts of 96 tokens")
+
+
+def test_a_rope_that_is_one_length_s_alone_is_said_to_be(
+    decoder_checkpoint: DecoderCheckpoint, spec: BuildSpec, capfd: pytest.CaptureFixture[str]
+) -> None:
+    build(replace(spec, model=str(decoder_checkpoint("llama_dynamic")), max_tokens=70), Display())
+    assert "the rope of texts of 70 tokens for shorter ones too" in capfd.readouterr().err

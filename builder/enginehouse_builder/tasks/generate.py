@@ -113,6 +113,12 @@ def _held(exported: ExportedDecoder) -> str:
     """Where the answers are not transformers' own for texts of every length, in words."""
     if not exported.held_beyond:
         return ""
+    if exported.rope_grows:
+        return (
+            f", with the rope of texts of {exported.max_tokens} tokens for shorter ones too "
+            f"(transformers has another for each length beyond {exported.held_beyond}; "
+            f"--max-tokens {exported.held_beyond} has that of texts up to it)"
+        )
     return (
         f", with the rope of texts beyond {exported.held_beyond} for shorter ones too (transformers"
         f" changes it there; --max-tokens {exported.held_beyond} has the other for all)"
