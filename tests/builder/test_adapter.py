@@ -102,6 +102,21 @@ def test_small_changes_of_a_bf16_base_are_kept(
     assert found["model.norm.weight"].dtype == torch.bfloat16
 
 
+def test_all_but_weights_comes_along(decoder_checkpoint: DecoderCheckpoint, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(decoder_checkpoint("llama"), tmp_path / "base"))
+    make_adapter(tmp_path / "adapter", load_file(base / "model.safetensors"), LLAMA)
+    (base / "additional_chat_templates").mkdir()
+    (base / "additional_chat_templates" / "tools.jinja").write_text("tools")
+    (base / "original").mkdir()
+    for name in ("pytorch_model.bin", "original/consolidated.00.pth", "original/a.safetensors"):
+        (base / name).write_bytes(b"weights")
+    _merged(base, tmp_path / "adapter", tmp_path / "merged")
+    found = {str(f.relative_to(tmp_path / "merged")) for f in (tmp_path / "merged").rglob("*.*")}
+    assert "additional_chat_templates/tools.jinja" in found
+    weights = {name for name in found if name.endswith((".bin", ".pth", ".safetensors"))}
+    assert weights == {"model.safetensors"}
+
+
 def test_a_base_saved_without_its_head_has_shorter_names(
     decoder_checkpoint: DecoderCheckpoint, tmp_path: Path
 ) -> None:

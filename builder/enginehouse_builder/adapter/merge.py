@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from enginehouse_builder.errors import ResolveError, UnsupportedModelError
-from enginehouse_builder.weights import INDEX_FILE, weight_files
+from enginehouse_builder.weights import PICKLES, weight_files
 
 from .description import WEIGHTS_FILE, Adapter, matrix_name
 
@@ -71,9 +71,8 @@ def merge(
     """
     files = weight_files(base, base.name)
     module_of = _places(files, base, adapter, layout.tied)
-    for path in base.iterdir():
-        if path.is_file() and (path.suffix != ".safetensors" or path.name == INDEX_FILE):
-            shutil.copy(path, target / path.name)
+    left_out = shutil.ignore_patterns("*.safetensors", *PICKLES, ".git", ".cache")
+    shutil.copytree(base, target, ignore=left_out, dirs_exist_ok=True)
     with safe_open(adapter.folder / WEIGHTS_FILE, framework="pt") as matrices:
         for file in files:
             report(f"merging {adapter.name} into {file.name}")
