@@ -110,6 +110,7 @@ def _check_target(spec: BuildSpec, target: Target, device: Device) -> None:
                 f"--cache-precision is {spec.cache_precision}, but --target onnxruntime keeps keys "
                 "and values in slots, in fp32. Leave the option out"
             )
+    spec.check_cache(target.precision)
     if "bf16" in (target.precision, spec.cache_precision) and not device.has_bf16:
         raise SpecError(
             f"this processor ({device.name}) does not compute in bf16: use --precision fp32 or int8"

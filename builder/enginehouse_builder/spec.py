@@ -70,6 +70,20 @@ class BuildSpec:
         """
         return targets_of(self.target, self.precision)
 
+    def check_cache(self, precision: DecoderPrecision) -> None:
+        """Refuses a cache in a precision that an engine of that precision never has.
+
+        Raises:
+            SpecError: It is neither that of the arithmetic nor u8.
+        """
+        computes = "bf16" if precision == "bf16" else "fp32"
+        if self.cache_precision not in (None, computes, "u8"):
+            raise SpecError(
+                f"--cache-precision is {self.cache_precision}, but an engine in {precision} "
+                f"computes in {computes} and caches in that or in u8: use --cache-precision "
+                f"{computes} or u8"
+            )
+
     def decoder_cache_precision(
         self, attention: AttentionKind, precision: DecoderPrecision
     ) -> CachePrecision:
@@ -79,6 +93,7 @@ class BuildSpec:
             SpecError: It, or the arithmetic, is to be of a precision that slots do not come in.
         """
         if attention == "paged":
+            self.check_cache(precision)
             return self.cache_precision or ("fp32" if precision == "fp32" else "u8")
         if self.cache_precision not in (None, "fp32"):
             raise SpecError(

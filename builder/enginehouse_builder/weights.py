@@ -10,12 +10,12 @@ from safetensors import SafetensorError, safe_open
 from .errors import ResolveError
 from .manifest import sha256_of
 
-__all__ = ["INDEX_FILE", "num_weights", "weight_files", "weights_sha256"]
+__all__ = ["INDEX_FILE", "PICKLES", "num_weights", "weight_files", "weights_sha256"]
 
 INDEX_FILE = "model.safetensors.index.json"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 _SINGLE = "model.safetensors"
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 def weights_sha256(folder: Path, model: str) -> str:
@@ -98,7 +98,7 @@ def _no_weights(folder: Path, model: str) -> str:
             f"{model} holds an adapter, not a model: give its base model with --model, and this "
             "folder with --adapter"
         )
-    pickles = sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern))
+    pickles = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
     if pickles:
         return (
             f"{model} has its weights as a pickle ({pickles[0]}), which can run any code when it "

@@ -3,12 +3,14 @@
 import json
 import shutil
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from enginehouse_builder.adapter import merge, read_adapter
+from enginehouse_builder.adapter import layout_of, merge, read_adapter
 from enginehouse_builder.errors import ResolveError, UnsupportedModelError
 from enginehouse_builder.resolve import resolve
 from enginehouse_builder.spec import BuildSpec
@@ -16,7 +18,8 @@ from tests.builder.conftest import DecoderCheckpoint
 
 RANK = 4
 LLAMA = ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj")
-GPT2 = ("transformer.h.0.attn.c_attn", "transformer.h.1.mlp.c_proj")
+SQUARE = ("model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.o_proj")
+GPT2 = ("transformer.h.0.attn.c_attn", "transformer.h.0.attn.c_proj")  # the second is square
 
 
 def make_adapter(
@@ -24,14 +27,16 @@ def make_adapter(
 ) -> dict[str, torch.Tensor]:
     """Writes an adapter for modules of a model; gives the product of each one's matrices."""
     folder.mkdir(exist_ok=True)
-    is_turned = bool(settings.get("fan_in_fan_out"))
+    own_ranks = cast(dict[str, int], settings.get("rank_pattern", {}))
     generator = torch.Generator().manual_seed(3)
     tensors: dict[str, torch.Tensor] = {}
     products = {}
     for module in modules:
+        is_turned = module in GPT2
+        rank = next((r for name, r in own_ranks.items() if module.endswith(name)), RANK)
         out, width = weights[f"{module}.weight"].shape[:: -1 if is_turned else 1]
         a, b = (
-            torch.randn(shape, generator=generator) * 0.3 for shape in ((RANK, width), (out, RANK))
+            torch.randn(shape, generator=generator) * 0.3 for shape in ((rank, width), (out, rank))
         )
         tensors[f"base_model.model.{module}.lora_A.weight"] = a
         tensors[f"base_model.model.{module}.lora_B.weight"] = b
@@ -44,7 +49,10 @@ def make_adapter(
 
 def _merged(base: Path, adapter: Path, target: Path) -> dict[str, torch.Tensor]:
     target.mkdir()
-    merge(base, read_adapter(adapter), target, lambda _: None, is_tied=False)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base))
+    layout = layout_of(model)
+    merge(base, layout, read_adapter(adapter), target, lambda _: None)
     return load_file(target / "model.safetensors")
 
 
@@ -56,6 +64,8 @@ def _merged(base: Path, adapter: Path, target: Path) -> dict[str, torch.Tensor]:
         ("llama", LLAMA, {"alpha_pattern": {"down_proj": 8, "q_proj": 4}}, (1.0, 2.0)),
         ("llama", LLAMA, {"rank_pattern": {"layers.0.self_attn.q_proj": 2}}, (3.0, 1.5)),
         ("gpt2", GPT2, {"fan_in_fan_out": True}, (1.5, 1.5)),
+        ("gpt2", GPT2, {"fan_in_fan_out": False}, (1.5, 1.5)),
+        ("llama", SQUARE, {"fan_in_fan_out": True}, (1.5, 1.5)),
     ],
 )
 def test_merged_weights_are_base_and_scaled_product(
@@ -92,6 +102,21 @@ def test_small_changes_of_a_bf16_base_are_kept(
     assert found["model.norm.weight"].dtype == torch.bfloat16
 
 
+def test_all_but_weights_comes_along(decoder_checkpoint: DecoderCheckpoint, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(decoder_checkpoint("llama"), tmp_path / "base"))
+    make_adapter(tmp_path / "adapter", load_file(base / "model.safetensors"), LLAMA)
+    (base / "additional_chat_templates").mkdir()
+    (base / "additional_chat_templates" / "tools.jinja").write_text("tools")
+    (base / "original").mkdir()
+    for name in ("pytorch_model.bin", "original/consolidated.00.pth", "original/a.safetensors"):
+        (base / name).write_bytes(b"weights")
+    _merged(base, tmp_path / "adapter", tmp_path / "merged")
+    found = {str(f.relative_to(tmp_path / "merged")) for f in (tmp_path / "merged").rglob("*.*")}
+    assert "additional_chat_templates/tools.jinja" in found
+    weights = {name for name in found if name.endswith((".bin", ".pth", ".safetensors"))}
+    assert weights == {"model.safetensors"}
+
+
 def test_a_base_saved_without_its_head_has_shorter_names(
     decoder_checkpoint: DecoderCheckpoint, tmp_path: Path
 ) -> None:
@@ -114,6 +139,7 @@ def test_a_base_saved_without_its_head_has_shorter_names(
         ({"lora_bias": True}, "lora_bias"),
         ({"trainable_token_indices": [1]}, "embeddings of its own"),
         ({"layer_replication": [[0, 2]]}, "layers that are repeated"),
+        ({"init_lora_weights": "lora_ga"}, "base weights of its own"),
         ({"init_lora_weights": "pissa_niter_4"}, "base weights of its own"),
     ],
 )
@@ -157,15 +183,19 @@ def test_a_weight_that_the_base_does_not_have_is_refused(
         _merged(base, tmp_path / "adapter", tmp_path / "merged")
 
 
+@pytest.mark.parametrize(("family", "head"), [("llama", "lm_head"), ("gpt_neox", "embed_out")])
 def test_a_head_that_is_the_table_of_embeddings_is_refused(
-    decoder_checkpoint: DecoderCheckpoint, tmp_path: Path
+    decoder_checkpoint: DecoderCheckpoint, tmp_path: Path, family: str, head: str
 ) -> None:
-    base = decoder_checkpoint("llama")
+    base = Path(shutil.copytree(decoder_checkpoint(family), tmp_path / "base"))
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
     weights = load_file(base / "model.safetensors")
-    make_adapter(tmp_path / "adapter", weights, (*LLAMA, "lm_head"))
-    (tmp_path / "merged").mkdir()
+    weights.setdefault(f"{head}.weight", torch.zeros(60, 32))  # of no use, but checkpoints have it
+    save_file(weights, base / "model.safetensors", {"format": "pt"})
+    make_adapter(tmp_path / "adapter", weights, (head,))
     with pytest.raises(UnsupportedModelError, match="tied to the embeddings"):
-        merge(base, read_adapter(tmp_path / "adapter"), tmp_path / "merged", print, is_tied=True)
+        _merged(base, tmp_path / "adapter", tmp_path / "merged")
 
 
 def test_matrices_of_another_model_are_refused(
@@ -175,6 +205,15 @@ def test_matrices_of_another_model_are_refused(
     weights = {f"{LLAMA[0]}.weight": torch.zeros(48, 48)}
     make_adapter(tmp_path / "adapter", weights, LLAMA[:1])
     with pytest.raises(ResolveError, match="it was trained on another model"):
+        _merged(base, tmp_path / "adapter", tmp_path / "merged")
+
+
+def test_matrices_of_another_rank_than_said_are_refused(
+    decoder_checkpoint: DecoderCheckpoint, tmp_path: Path
+) -> None:
+    base = decoder_checkpoint("llama")
+    make_adapter(tmp_path / "adapter", load_file(base / "model.safetensors"), LLAMA, r=8)
+    with pytest.raises(ResolveError, match="are of rank 4, and its configuration says 8"):
         _merged(base, tmp_path / "adapter", tmp_path / "merged")
 
 

@@ -251,6 +251,24 @@ def test_a_broken_engine_fails_with_figures_and_publishes_nothing(own_cache: Bui
     assert not list((own_cache.cache / "certify").glob("*"))
 
 
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_a_wrong_conversion_is_not_taken_for_rounding(
+    decoder_checkpoint: DecoderCheckpoint, spec: BuildSpec, precision: str
+) -> None:
+    spec = replace(spec, model=str(decoder_checkpoint("mistral")), cache=spec.repository / "cache")
+    _build(spec)
+    for file in spec.cache.glob("export/*/model.onnx"):
+        model = onnx.load(file)
+        for node in model.graph.node:
+            for attribute in node.attribute:
+                if node.op_type == "Attention" and attribute.name == "window":
+                    attribute.i -= 1
+        file.chmod(0o644)
+        onnx.save(model, file)
+    with pytest.raises(CertificateError, match=r"the fp32 engine .* does not survive the conver"):
+        _build(replace(spec, precision=precision))  # type: ignore[arg-type]
+
+
 def test_what_was_certified_is_what_is_published(own_cache: BuildSpec) -> None:
     with pytest.raises(PublishError, match="was changed since it was made"):
         _build(own_cache)
@@ -263,6 +281,8 @@ def test_what_was_certified_is_what_is_published(own_cache: BuildSpec) -> None:
         ({"max_batch": 8, "max_batch_tokens": 4, "task": "generate"}, "must fit"),
         ({"max_tokens": 97}, "--max-tokens 97 is more than the 96"),
         ({"max_tokens": 1}, "leaves no room for an answer"),
+        ({"cache_precision": "bf16"}, "use --cache-precision fp32 or u8"),
+        ({"precision": "int8", "cache_precision": "bf16"}, "use --cache-precision fp32 or u8"),
         ({"certify_minutes": -1.0}, "--certify-minutes is -1"),
         ({"certify_minutes": float("nan")}, "--certify-minutes is nan"),
     ],
@@ -306,3 +326,10 @@ def test_a_build_beyond_the_length_of_its_rope_says_so(
     assert engine.certificate.longest_prompt > ORIGINAL_LENGTH
     assert engine.certificate.token_agreement == 1
     assert engine.certificate.reference.endswith("fp32 with the rope of texts of 96 tokens")
+
+
+def test_a_rope_that_is_one_length_s_alone_is_said_to_be(
+    decoder_checkpoint: DecoderCheckpoint, spec: BuildSpec, capfd: pytest.CaptureFixture[str]
+) -> None:
+    build(replace(spec, model=str(decoder_checkpoint("llama_dynamic")), max_tokens=70), Display())
+    assert "the rope of texts of 70 tokens for shorter ones too" in capfd.readouterr().err

@@ -45,6 +45,7 @@ _CHANGES_BASE = (
     "olora",
     "corda",
     "loftq",
+    "lora_ga",
 )  # initialisations that leave other base weights
 
 
@@ -57,14 +58,14 @@ class Adapter:
         name: Of the folder.
         sha256: Of configuration and weights, in hexadecimal.
         scales: What the product of each module's two matrices is multiplied by.
-        is_transposed: Whether the weights that it changes are `[in, out]` (as GPT-2's are).
+        ranks: Of each module's two matrices.
     """
 
     folder: Path
     name: str
     sha256: str
     scales: Mapping[str, float]
-    is_transposed: bool
+    ranks: Mapping[str, int]
 
 
 def read_adapter(folder: Path) -> Adapter:
@@ -85,7 +86,7 @@ def read_adapter(folder: Path) -> Adapter:
         name=folder.name,
         sha256=_sha256(folder),
         scales={module: _scale(module, config) for module in sorted(sides)},
-        is_transposed=bool(config.get("fan_in_fan_out")),
+        ranks={module: _rank(module, config) for module in sorted(sides)},
     )
 
 
@@ -156,9 +157,13 @@ def _sides(file: Path) -> dict[str, set[str]]:
 
 def _scale(module: str, config: Mapping[str, object]) -> float:
     """LoRA's alpha / rank, or alpha / sqrt(rank) (rsLoRA, Kalajdzievski 2023)."""
-    rank = _of_module(module, config, "rank_pattern", "r")
+    rank = _rank(module, config)
     alpha = _of_module(module, config, "alpha_pattern", "lora_alpha")
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _rank(module: str, config: Mapping[str, object]) -> int:
+    return int(_of_module(module, config, "rank_pattern", "r"))
 
 
 def _of_module(module: str, config: Mapping[str, object], patterns: str, default: str) -> float:

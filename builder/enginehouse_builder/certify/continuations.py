@@ -44,6 +44,11 @@ class Continuation:
     top_logits: tuple[tuple[float, ...], ...]
     log_sums: tuple[float, ...]
 
+    @property
+    def is_long(self) -> bool:
+        """Whether it is there for its length, so that its own text is not judged."""
+        return not self.prompt_losses
+
 
 @dataclass(frozen=True, slots=True)
 class ContinuationFile:

@@ -71,12 +71,18 @@ class _Run:
         self._engine = engine
         self._limits = engine.limits
         self._works = works
-        self._waiting = deque(range(len(works)))
+        # A twin comes right after its donor, whose blocks are kept for it.
+        order = sorted(range(len(works)), key=lambda i: (self._donor_of(i), i))
+        self._waiting = deque(order)
         self._running: list[_Running] = []
         self._seen: dict[int, _Running] = {}
         self._free = list(reversed(range(engine.limits.num_blocks)))
         self._users: Counter[int] = Counter()  # of each block
         self._step = 0
+
+    def _donor_of(self, index: int) -> int:
+        donor = self._works[index].twin_of
+        return index if donor is None else donor
 
     def run(self) -> list[list[int]]:
         while self._waiting or self._running:
@@ -98,7 +104,7 @@ class _Run:
         if donor is not None and donor.num_cached < shared:
             return
         is_whole = self._limits.shares_blocks
-        common = donor.blocks[: shared // self._limits.block_size] if donor and is_whole else []
+        common = donor.blocks[: self._num_shared(donor)] if donor and is_whole else []
         needed = -(-(len(work.prompt) + work.num_new) // self._limits.block_size) - len(common)
         if needed > len(self._free):
             if not self._running:
@@ -147,11 +153,19 @@ class _Run:
         self._release()
 
     def _release(self) -> None:
-        """Frees the blocks of ended sequences that no twin is still to share."""
+        """Frees the blocks of ended sequences, but for those that a twin is still to share."""
         needed = {self._works[i].twin_of for i in self._waiting}
         for sequence in self._seen.values():
-            if sequence in self._running or sequence.index in needed or not sequence.blocks:
+            if sequence in self._running:
                 continue
-            self._users.subtract(sequence.blocks)
-            self._free += [block for block in sequence.blocks if not self._users[block]]
-            sequence.blocks = []
+            kept = self._num_shared(sequence) if sequence.index in needed else 0
+            ended, sequence.blocks = sequence.blocks[kept:], sequence.blocks[:kept]
+            self._users.subtract(ended)
+            self._free += [block for block in ended if not self._users[block]]
+
+    def _num_shared(self, donor: _Running) -> int:
+        """Blocks of its own that a twin begins with."""
+        if not self._limits.shares_blocks:
+            return len(donor.blocks)
+        shared = shareable_tokens(self._engine, len(donor.work.prompt))
+        return shared // self._limits.block_size

@@ -66,14 +66,15 @@ def choose_prompts(
         raise SpecError("no sample is two tokens long: give longer texts with --samples")
     ordered = sorted(found, key=lambda tokens: (len(tokens), tokens))
     short = [Prompt(found[tokens], tokens, num_new, False) for tokens in _spread(ordered)]
-    long = _long_prompt(texts, tokenizer, _length(max_tokens - num_new, lengths))
+    long = _long_prompt(texts, tokenizer, _length(max_tokens, num_new, lengths))
     return [Prompt(texts[0], long, num_new, True), *short[:_MAX_PROMPTS]]
 
 
-def _length(limit: int, lengths: Sequence[int]) -> int:
-    """Of the long prompt: beyond every length that the limit reaches."""
-    reached = [length for length in lengths if 0 < length < limit]
-    return min(limit, max([_LONG_ANYWAY, *(length + _BEYOND for length in reached)]))
+def _length(max_tokens: int, num_new: int, lengths: Sequence[int]) -> int:
+    """Of the long prompt: beyond every length that it reaches, if only with its answer."""
+    reached = [length for length in lengths if 0 < length < max_tokens]
+    beyond = max([_LONG_ANYWAY, *(length + _BEYOND for length in reached)])
+    return min(max_tokens - num_new, beyond)
 
 
 def _long_prompt(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> tuple[int, ...]:

@@ -37,6 +37,9 @@ class TokenFigures(NamedTuple):
         top1_agreement: Share of places with the same likeliest token.
         clear_agreement: The same without places where the original itself made no clear choice.
         mean_kl: Mean divergence of the next token's distribution, nats.
+        long_places: Places after the long prompt; 0 where there is none.
+        long_agreement: `clear_agreement` there alone: it is a small part of all.
+        long_kl: `mean_kl` there alone.
         perplexity: Of the engine on the prompts.
         reference_perplexity: Of the original.
         scale: Largest absolute logit of the original.
@@ -52,6 +55,9 @@ class TokenFigures(NamedTuple):
     top1_agreement: float
     clear_agreement: float
     mean_kl: float
+    long_places: int
+    long_agreement: float
+    long_kl: float
     perplexity: float
     reference_perplexity: float
     scale: float
@@ -79,19 +85,20 @@ def figures_of(
     top = [np.array(text.top_logits) for text in texts]
     scale = max(float(np.abs(np.concatenate(top)).max()), 1e-6)
     agreed, compared, choice = _agreement(texts, joint, tie * scale)
-    same = np.concatenate(
-        [s.best == np.array(t.tokens) for s, t in zip(scores, texts, strict=True)]
-    )
-    clear = np.concatenate([_gaps(t) > near * scale for t in texts])
+    same = [s.best == np.array(t.tokens) for s, t in zip(scores, texts, strict=True)]
+    kept = [found | (_gaps(t) <= near * scale) for found, t in zip(same, texts, strict=True)]
+    kl = [_kl(t, s) for t, s in zip(texts, scores, strict=True)]
+    longs = [i for i, text in enumerate(texts) if text.is_long]
     losses = np.concatenate([s.prompt_losses for s in scores])
     return TokenFigures(
         num_tokens=compared,
         token_agreement=agreed / max(compared, 1),
-        top1_agreement=float(same.mean()),
-        clear_agreement=float((same | ~clear).mean()),
-        mean_kl=float(
-            np.concatenate([_kl(t, s) for t, s in zip(texts, scores, strict=True)]).mean()
-        ),
+        top1_agreement=float(np.concatenate(same).mean()),
+        clear_agreement=float(np.concatenate(kept).mean()),
+        mean_kl=float(np.concatenate(kl).mean()),
+        long_places=sum(len(kept[i]) for i in longs),
+        long_agreement=float(np.concatenate([kept[i] for i in longs]).mean()) if longs else 1.0,
+        long_kl=float(np.concatenate([kl[i] for i in longs]).mean()) if longs else 0.0,
         perplexity=_perplexity(losses),
         reference_perplexity=_perplexity(np.concatenate([t.prompt_losses for t in texts])),
         scale=scale,

@@ -173,6 +173,9 @@ def _fault(trial: _Trial, tolerance: TokenTolerance) -> str:
 
 def _mean_fault(found: TokenFigures, tolerance: TokenTolerance) -> str:
     ratio = found.perplexity / found.reference_perplexity
+    # Of the few tokens after the long prompt one may be lost, where any may.
+    one = 0.0 if tolerance.is_exact else 1 / max(found.long_places, 1)
+    after_long = f"after the long prompt alone ({found.long_places} tokens)"
     bounds = (
         (
             found.clear_agreement >= tolerance.agreement,
@@ -182,6 +185,16 @@ def _mean_fault(found: TokenFigures, tolerance: TokenTolerance) -> str:
         (
             found.mean_kl <= tolerance.kl,
             f"its distributions are {found.mean_kl:.3g} nats off on average; "
+            f"{tolerance.kl:g} are allowed",
+        ),
+        (
+            found.long_agreement + one >= tolerance.agreement,
+            f"{after_long} it finds {found.long_agreement:.1%} of the tokens likeliest that the "
+            f"original does, near ties aside; {tolerance.agreement:.0%} must be, but for one",
+        ),
+        (
+            found.long_kl <= tolerance.kl,
+            f"{after_long} its distributions are {found.long_kl:.3g} nats off on average; "
             f"{tolerance.kl:g} are allowed",
         ),
         (

@@ -25,7 +25,15 @@ from enginehouse_builder.spec import BuildSpec, Task
 
 from .unread import check_unread
 
-__all__ = ["configured_pad_id", "inputs_of", "load_model", "load_tokenizer", "pad_id", "quiet"]
+__all__ = [
+    "configured_pad_id",
+    "empty_model",
+    "inputs_of",
+    "load_model",
+    "load_tokenizer",
+    "pad_id",
+    "quiet",
+]
 
 
 class _Role(NamedTuple):
@@ -99,6 +107,23 @@ def _faithful(attention: str | None, config: PretrainedConfig) -> str | None:
     """
     adds_twice = config.model_type == "falcon" and getattr(config, "alibi", False)
     return "sdpa" if adds_twice and attention == "eager" else attention
+
+
+def empty_model(resolved: Resolved, spec: BuildSpec) -> PreTrainedModel:
+    """The model without weights, to see what it is made of.
+
+    Raises:
+        UnsupportedModelError: transformers has no such model.
+        ResolveError: Its code fails.
+    """
+    try:
+        with quiet(), torch.device("meta"):
+            model = _ROLES[resolved.task].auto_class.from_config(
+                resolved.config, trust_remote_code=spec.trust_remote_code
+            )
+    except Exception as error:  # a model's own code raises anything
+        raise _loading_error(resolved, error) from error
+    return cast(PreTrainedModel, model)
 
 
 def load_tokenizer(resolved: Resolved, spec: BuildSpec) -> PreTrainedTokenizerFast:

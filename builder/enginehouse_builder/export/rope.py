@@ -4,7 +4,8 @@ transformers scales the rotation of `dynamic` (NTK) and `longrope` by the longes
 what it says of a text then depends on how the text was cut into calls, and on what was computed
 beside it. A cache that sequences share cannot follow that. Here the model is held at the rotation
 that transformers uses for a text of the engine's longest sequence: below the length from which it
-changes, that is what transformers does with every text; beyond it, with every text beyond it.
+changes, that is what transformers does with every text; beyond it, with every text beyond it
+(longrope) or with those of that very length (dynamic).
 """
 
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,9 @@
 """Finds a decoder's matrices: constants that products multiply with, and tables of embeddings.
 
 Those of routers are left out: which experts a token goes to is decided by what they give, and what
-little they lose by rounding would send some tokens elsewhere. They are small.
+little they lose by rounding would send some tokens elsewhere. So are tables that are no
+vocabulary's, of rotations, slopes or positions: every token's attention rests on them. All are
+small.
 """
 
 from collections import defaultdict
@@ -57,7 +59,9 @@ def find_matrices(graph: onnx.GraphProto) -> list[Matrix]:
     found = []
     for name, shape in shapes.items():
         matrix = _matrix(name, shape, readers)
-        if matrix is None or (matrix.is_table and prod(shape) < table):
+        if matrix is None:
+            continue
+        if matrix.is_table and (prod(shape) < table or shape[0] != vocab):
             continue
         matrix.is_head = shape[matrix.axis] == vocab and len(matrix.gathers) < len(readers[name])
         found.append(matrix)

@@ -39,6 +39,7 @@ __all__ = [
     "DecoderGraph",
     "StepTimes",
     "run_certify",
+    "run_conversion",
     "run_export",
     "run_measure",
     "run_quantize",
@@ -49,6 +50,7 @@ _ENGINE_CODE = (f"{SERVER}.engine", f"{BUILDER}.decoder_file", *RESULT_CODE, __n
 _REPORT_EVERY = 8  # prompts
 _CERTIFIED_AT_ONCE = 16  # sequences that have cache at the same time, twins' donors among them
 _BLOCK = 32  # tokens: each sequence's last block may be nearly empty
+_CONVERSION_PROMPTS = 4  # beside the long one: the fp32 gate tells more of each
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,11 @@ class DecoderGraph:
             "attention": spec.attention,
             "limits": [spec.max_tokens, spec.max_step_tokens, spec.max_sequences],
         }
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether nothing is rounded, so that its own certificate proves the conversion."""
+        return (self.spec.precision, self.spec.cache_precision) == ("fp32", "fp32")
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,10 +167,39 @@ def run_reference(
     return context.run("reference", key, ContinuationFile, make)
 
 
+def run_conversion(
+    context: Context,
+    graph: DecoderGraph,
+    exported: Result[ExportedDecoder],
+    reference: Result[ContinuationFile],
+) -> Result[CertifiedDecoder]:
+    """Proves by the fp32 gate what the graph's engine was rounded from, or fails.
+
+    What rounding may change hides a window or a position that is wrong by one.
+    """
+    spec = replace(
+        graph.spec,
+        model=exported.folder / MODEL_FILE,
+        precision="fp32",
+        cache_precision="fp32",
+    )
+    canonical = replace(graph, spec=spec, key=exported.key)
+    long, *short = reference.value.continuations
+    some = short[:: max(1, len(short) // _CONVERSION_PROMPTS)][:_CONVERSION_PROMPTS]
+    asked = replace(reference.value, continuations=(long, *some))
+    return _certified(context, "conversion", canonical, replace(reference, value=asked))
+
+
 def run_certify(
     context: Context, graph: DecoderGraph, reference: Result[ContinuationFile]
 ) -> Result[CertifiedDecoder]:
     """Certifies an engine, or fails."""
+    return _certified(context, "certify", graph, reference)
+
+
+def _certified(
+    context: Context, stage: str, graph: DecoderGraph, reference: Result[ContinuationFile]
+) -> Result[CertifiedDecoder]:
     key = key_of(
         code_digest([f"{BUILDER}.certify", *_ENGINE_CODE]),
         context.runtime_of(graph.backend),
@@ -181,7 +217,7 @@ def run_certify(
         with opened_decoder(spec, graph.backend) as engine:
             return certify_decoder(engine, judged, reference.value)
 
-    return context.run("certify", key, CertifiedDecoder, make)
+    return context.run(stage, key, CertifiedDecoder, make)
 
 
 def _cached_tokens(reference: ContinuationFile) -> int:

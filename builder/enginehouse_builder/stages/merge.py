@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from enginehouse_builder.adapter import Adapter, merge
+from enginehouse_builder.adapter import Adapter, layout_of, merge
 from enginehouse_builder.cache import code_digest, key_of, versions_of
+from enginehouse_builder.export.loading import empty_model
 
 from .context import BUILDER, RESULT_CODE, Context, Report, Result
 
@@ -21,15 +22,22 @@ class Merged:
 def run_merge(context: Context, adapter: Adapter, report: Report) -> Result[Merged]:
     """Writes the merged checkpoint into the result's folder."""
     key = key_of(
-        code_digest([f"{BUILDER}.adapter", *RESULT_CODE, __name__]),
-        versions_of("torch", "safetensors"),
+        code_digest(
+            [
+                f"{BUILDER}.adapter",
+                f"{BUILDER}.weights",
+                f"{BUILDER}.export.loading",
+                *RESULT_CODE,
+                __name__,
+            ]
+        ),
+        versions_of("torch", "safetensors", "transformers"),
         **context.original,
     )
-    config = context.resolved.config.get_text_config()
-    is_tied = bool(getattr(config, "tie_word_embeddings", False))
 
     def make(folder: Path) -> Merged:
-        merge(context.resolved.folder, adapter, folder, report, is_tied=is_tied)
+        layout = layout_of(empty_model(context.resolved, context.spec))
+        merge(context.resolved.folder, layout, adapter, folder, report)
         return Merged(len(adapter.scales))
 
     return context.run("merge", key, Merged, make)

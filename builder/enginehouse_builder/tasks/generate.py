@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
 
-from enginehouse_builder.certify import CertifiedDecoder, choose_prompts
+from enginehouse_builder.certify import CertifiedDecoder, ContinuationFile, choose_prompts
+from enginehouse_builder.display import StageDisplay
 from enginehouse_builder.errors import SpecError
 from enginehouse_builder.export import ExportedDecoder
 from enginehouse_builder.manifest import Limits
@@ -14,6 +15,7 @@ from enginehouse_builder.stages.generate import (
     DecoderGraph,
     StepTimes,
     run_certify,
+    run_conversion,
     run_export,
     run_measure,
     run_quantize,
@@ -63,13 +65,14 @@ def build_decoder(building: Building) -> Parts:
         tokenizer = Tokenizer(exported.folder / "tokenizer" / "tokenizer.json", limits.max_tokens)
         prompts = choose_prompts(texts, tokenizer, limits.max_tokens, lengths)
         reference = run_reference(context, exported.value, prompts, stage.report)
+        converted = _converted(building, stage, graphs, exported, reference)
         certified = []
         for graph in graphs:
             count = len(reference.value.continuations)
             stage.report(f"going on with {count} prompts at once on {graph.backend}")
             certified.append(run_certify(context, graph, reference))
-        building.took("certify", reference, *certified)
-        stage.result = by_target(
+        building.took("certify", reference, *converted, *certified)
+        stage.result = _proof(converted) + by_target(
             (graph.backend, _verdict(found.value) + found.note)
             for graph, found in zip(graphs, certified, strict=True)
         )
@@ -110,6 +113,12 @@ def _held(exported: ExportedDecoder) -> str:
     """Where the answers are not transformers' own for texts of every length, in words."""
     if not exported.held_beyond:
         return ""
+    if exported.rope_grows:
+        return (
+            f", with the rope of texts of {exported.max_tokens} tokens for shorter ones too "
+            f"(transformers has another for each length beyond {exported.held_beyond}; "
+            f"--max-tokens {exported.held_beyond} has that of texts up to it)"
+        )
     return (
         f", with the rope of texts beyond {exported.held_beyond} for shorter ones too (transformers"
         f" changes it there; --max-tokens {exported.held_beyond} has the other for all)"
@@ -164,6 +173,28 @@ def _file(
             f"{found.target_bytes / 1e6:.1f} MB{quantized.note}"
         )
     return quantized.folder / MODEL_FILE, quantized.key
+
+
+def _converted(
+    building: Building,
+    stage: StageDisplay,
+    graphs: Sequence[DecoderGraph],
+    exported: Result[ExportedDecoder],
+    reference: Result[ContinuationFile],
+) -> list[Result[CertifiedDecoder]]:
+    """The proof of the conversion, once for all targets, unless one of them is it."""
+    if any(graph.is_exact for graph in graphs):
+        return []
+    stage.report("proving the conversion in fp32")
+    return [run_conversion(building.context, graphs[0], exported, reference)]
+
+
+def _proof(converted: Sequence[Result[CertifiedDecoder]]) -> str:
+    return "".join(
+        f"the conversion itself is exact ({found.value.certificate.num_prompts} prompts in "
+        f"fp32{found.note}); "
+        for found in converted
+    )
 
 
 def _measure(building: Building, graphs: Sequence[DecoderGraph]) -> list[Result[StepTimes]]:

@@ -35,6 +35,7 @@ def test_the_first_prompts_are_of_all_lengths(tokenizer: Tokenizer) -> None:
         (2000, [512, 0, 64], 560),
         (2000, [4096], 320),
         (2000, [1960], 1976),
+        (2000, [1990], 1976),  # its answer goes beyond
         (64, [8], 40),
         (9, [4], 5),
     ],

@@ -82,6 +82,16 @@ def test_a_cache_with_no_room_for_a_sequence_is_named() -> None:
         run_jointly(engine, [Work(PROMPTS[8], 6)])
 
 
+@pytest.mark.parametrize("num_sequences", [1, 2])
+def test_a_cache_of_the_longest_sequence_alone_is_enough(num_sequences: int) -> None:
+    limits = replace(
+        LIMITS, num_blocks=12 * num_sequences, max_tokens=48, max_sequences=num_sequences
+    )
+    assert (
+        certify_decoder(ScriptedDecoder(limits), EXACT, REFERENCE).certificate.token_agreement == 1
+    )
+
+
 class _Faulty(ScriptedDecoder):
     """Changes the logits after as many tokens as `length`, or wherever others are beside."""
 
@@ -209,6 +219,25 @@ def test_a_few_tokens_may_go_to_other_experts_where_weights_are_rounded() -> Non
         certify_decoder(_Faulty(change, length), ROUNDED, REFERENCE)
     with pytest.raises(CertificateError, match=r"0\.0001 is allowed"):
         certify_decoder(_Faulty(change, length), replace(EXACT, is_mixture=True), REFERENCE)
+
+
+def test_the_long_prompt_is_judged_alone() -> None:
+    """What goes wrong there alone is a small part of the means."""
+    prompts = [[(7 * i + 3 * j) % VOCAB for j in range(2 + i % 9)] for i in range(40)]
+    found = reference([*prompts, PROMPTS[8]])
+    *short, long = found.continuations
+    whole = replace(found, continuations=(replace(long, prompt_losses=()), *short))
+
+    class Lost(ScriptedDecoder):
+        def answer(self, tokens: Sequence[int], *, beside: bool) -> Logits:
+            is_long = len(tokens) >= len(PROMPTS[8])
+            other = right(tokens[1:] if is_long else tokens)
+            answer: Logits = ((right(tokens) + 2 * other) / 3).astype(np.float32)
+            return answer
+
+    mixture = replace(ROUNDED, precision="int4", is_mixture=True)
+    with pytest.raises(CertificateError, match="after the long prompt alone"):
+        certify_decoder(Lost(), mixture, whole)
 
 
 def test_perplexity_beyond_the_tolerance_fails() -> None:

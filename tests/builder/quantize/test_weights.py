@@ -125,6 +125,21 @@ def test_what_is_rounded_is_small_and_the_rest_as_it_was(tmp_path: Path) -> None
     assert target.with_name("model.onnx.data").stat().st_size == found.target_bytes
 
 
+def test_a_table_of_positions_is_kept_however_large(tmp_path: Path) -> None:
+    source, target = _graph(tmp_path / "a", tied=False), tmp_path / "b" / "model.onnx"
+    model = onnx.load(source)
+    rotations = _normal(6, VOCAB - 1, WIDTH)
+    model.graph.initializer.append(numpy_helper.from_array(rotations, "rotations"))
+    model.graph.node.insert(0, helper.make_node("Gather", ["rotations", "ids"], ["rotated"]))
+    [placed] = [node for node in model.graph.node if node.output[0] == "placed"]
+    placed.input[1] = "rotated"
+    onnx.save(model, source)
+    _quantize(source, target, "int8")
+    tensors = {i.name: i for i in onnx.load(target).graph.initializer}
+    assert numpy_helper.to_array(tensors["rotations"]).tolist() == rotations.tolist()
+    assert tensors["table.levels"].data_type == TensorProto.INT8
+
+
 def test_looked_up_rows_alone_are_dequantized(tmp_path: Path) -> None:
     target = tmp_path / "b" / "model.onnx"
     _quantize(_graph(tmp_path / "a", tied=False), target, "int8")

@@ -11,7 +11,12 @@ from enginehouse_builder.errors import UnsupportedModelError
 from enginehouse_builder.export.graph import FILE_NAME
 from enginehouse_builder.export.limits import decoder_max_tokens
 from enginehouse_builder.export.loading import load_model, load_tokenizer
-from enginehouse_builder.export.rope import hold_rope, rope_lengths, switching_lengths
+from enginehouse_builder.export.rope import (
+    growing_limits,
+    hold_rope,
+    rope_lengths,
+    switching_lengths,
+)
 from enginehouse_builder.export.tokens import check_tokenizer, check_vocabulary, save_tokenizer
 from enginehouse_builder.manifest import GenerateTask, Tensor
 from enginehouse_builder.resolve import Resolved
@@ -38,7 +43,8 @@ class ExportedDecoder:
         max_tokens: Longest sequence, prompt and answer.
         rope_lengths: Lengths that the model's scaling of positions takes a text beyond.
         held_beyond: Of those, the longest that transformers' rope changes at and that sequences
-            pass: they all have the rope of texts beyond it. 0 if there is none.
+            pass: they all have the rope of a text of `max_tokens`. 0 if there is none.
+        rope_grows: Whether that differs from the rope of texts in between (dynamic).
         architecture: The model's class in transformers.
         is_mixture: Whether tokens choose among experts.
     """
@@ -49,6 +55,7 @@ class ExportedDecoder:
     max_tokens: int
     rope_lengths: tuple[int, ...]
     held_beyond: int
+    rope_grows: bool
     architecture: str
     is_mixture: bool
 
@@ -84,13 +91,15 @@ def export_decoder(
         raise UnsupportedModelError(
             f"{architecture} of {resolved.source.id} cannot be converted: {error}"
         ) from error
+    held_beyond = _held_beyond(model, max_tokens)
     return ExportedDecoder(
         inputs=input_tensors(observed.layers),
         outputs=output_tensors(observed),
         generate=_task(resolved, model, tokenizer, observed),
         max_tokens=max_tokens,
         rope_lengths=rope_lengths(model.config.get_text_config()),
-        held_beyond=_held_beyond(model, max_tokens),
+        held_beyond=held_beyond,
+        rope_grows=bool(held_beyond and growing_limits(model.config.get_text_config())),
         architecture=architecture,
         is_mixture=num_products(model) > 0,
     )
