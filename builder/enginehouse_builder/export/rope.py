@@ -61,10 +61,12 @@ def hold_rope(model: PreTrainedModel, num_tokens: int) -> None:
             continue
         rotary = cast(_Rotary, module)
         if isinstance(rotary.rope_type, dict):
-            for layer_type, kind in rotary.rope_type.items():
+            kinds = dict(rotary.rope_type)
+            for layer_type, kind in kinds.items():
                 if kind in _SWITCHING:
                     rotary(like, last, layer_type)
-                    rotary.rope_type = {**rotary.rope_type, layer_type: "default"}
+                    kinds[layer_type] = "default"
+            rotary.rope_type = kinds
         elif rotary.rope_type in _SWITCHING:
             rotary(like, last)
             rotary.rope_type = "default"  # what is computed once is not looked at again

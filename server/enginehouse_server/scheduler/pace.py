@@ -12,7 +12,9 @@ import numpy as np
 __all__ = ["StepPace"]
 
 _MOST_TIMES = 2.5  # a step without prompts, where no budget is stated
-_GRAIN = 16  # tokens: a runtime compiles kernels for each new number of them
+# Tokens of a step, decodes and prompts together, are a multiple of it where prompts are long:
+# a runtime compiles kernels for each new number of them, and keeps these in memory.
+_GRAIN = 16
 _UNKNOWN = 2 * _GRAIN  # tokens, while nothing is known
 _FEWEST_SEEN = 8  # tokens of a prompt that say something of the time of one
 _WEIGHT = 0.1  # of what was seen last
@@ -51,7 +53,8 @@ class StepPace:
         if decode_s is None or token_s is None:
             return _UNKNOWN
         left_s = (self._budget_s or _MOST_TIMES * decode_s) - decode_s
-        return max(_GRAIN, int(left_s / token_s) // _GRAIN * _GRAIN)
+        whole = (num_decodes + int(left_s / token_s)) // _GRAIN * _GRAIN
+        return max(_GRAIN, whole - num_decodes)
 
     def observe(self, num_decodes: int, num_prompt_tokens: int, seconds: float) -> None:
         """Learns from a step."""

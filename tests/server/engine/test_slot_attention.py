@@ -102,7 +102,7 @@ def _compiled(case: Case) -> ov.CompiledModel:
     value_now = gathered(values, value, place, KV_HEADS, VALUE_DIM)
     out = attend(query, key_now, value_now, seen, bias, geometry)
     inputs = [query, key, value, keys, values, *places, slopes, sinks]
-    model = ov.Model([ops.result(out)], [i.get_node() for i in inputs], "attention")
+    model = ov.Model([ops.result(out)], [i.get_node() for i in inputs], "attention")  # pyright: ignore
     return ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
 

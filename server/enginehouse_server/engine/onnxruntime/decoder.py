@@ -55,7 +55,7 @@ class OnnxRuntimeDecoder:
         self._session: ort.InferenceSession | None = open_session(
             spec.model, spec.num_threads, graph
         )
-        self._binding = self._session.io_binding()
+        self._binding: ort.IOBinding | None = self._session.io_binding()
         self._memory = SlotMemory(spec.layers, self.limits)
         self._rows = SlotRows(self.limits.num_blocks, self._memory.swap)
         self._logits: Logits = np.empty((0, spec.vocab_size), np.float32)
@@ -138,5 +138,6 @@ class OnnxRuntimeDecoder:
 
     def _bind(self, name: str, array: NDArray[np.generic], *, is_output: bool = False) -> None:
         """Lets the session read or write an array where it is."""
+        assert self._binding is not None, "the engine is closed"
         bind = self._binding.bind_output if is_output else self._binding.bind_input
         bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)

@@ -65,16 +65,16 @@ class Experts(nn.Module):
 
 def _mixtral_expert(parameters: Mapping[str, Floats], token: Floats) -> Floats:
     gate, up = np.split(parameters["gate_up_proj"] @ token, 2)
-    answer: Floats = parameters["down_proj"] @ (gate / (1 + np.exp(-gate)) * up)
-    return answer
+    answer = parameters["down_proj"] @ (gate / (1 + np.exp(-gate)) * up)
+    return np.asarray(answer, np.float32)
 
 
 def _gpt_oss_expert(parameters: Mapping[str, Floats], token: Floats) -> Floats:
     both = token @ parameters["gate_up_proj"] + parameters["gate_up_proj_bias"]
     gate, up = np.minimum(both[::2], 7), np.clip(both[1::2], -7, 7)
     inner = (up + 1) * gate / (1 + np.exp(-1.702 * gate))
-    answer: Floats = inner @ parameters["down_proj"] + parameters["down_proj_bias"]
-    return answer
+    answer = inner @ parameters["down_proj"] + parameters["down_proj_bias"]
+    return np.asarray(answer, np.float32)
 
 
 class Step(NamedTuple):
@@ -157,8 +157,7 @@ def _onnxruntime(file: Path) -> Run:
     session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
     def run(step: Step) -> Floats:
-        found: Floats = session.run(None, step._asdict())[0]
-        return found
+        return np.asarray(session.run(None, step._asdict())[0], np.float32)
 
     return run
 

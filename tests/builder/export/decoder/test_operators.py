@@ -62,7 +62,8 @@ def run_bodies(
         for row, text in zip(cache, texts, strict=True):
             row[:, : len(text) - num_new] = table[text[:-num_new]].swapaxes(0, 1)
         feeds[f"past_{name}.0"] = cache
-    return np.reshape(session.run(["logits"], feeds)[0], (len(texts), num_new, -1))
+    logits = np.asarray(session.run(["logits"], feeds)[0], np.float32)
+    return logits.reshape(len(texts), num_new, -1)
 
 
 def texts_of(lengths: Sequence[int]) -> Texts:
