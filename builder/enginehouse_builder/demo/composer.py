@@ -24,9 +24,9 @@ _START = re.compile(r'^(\s*"?)([a-z])')
 _SPOKEN_CONSONANT = ("one", "uni", "use", "eu")  # vowels in writing only
 
 # Of all documents; the rest are stories that somebody asks for.
-_PASSAGE_SHARE = 0.06
-_STORY_SHARE = 0.34
-_TALK_SHARE = 0.3
+_PASSAGE_SHARE = 0.05
+_STORY_SHARE = 0.2
+_TALK_SHARE = 0.5
 # Of the chats that it can happen in.
 _SYSTEM_SHARE = 0.15
 _HASTY_SHARE = 0.15
