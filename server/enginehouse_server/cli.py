@@ -45,13 +45,18 @@ def serve(config: Path | None, **flags: Any) -> None:  # noqa: ANN401
     gc.freeze()
     gc.set_threshold(_GC_THRESHOLD)
 
+    message, code = "", 0
     try:
         _run(run(settings))
     except (UnloadableError, ModelNotFoundError) as error:
-        raise SystemExit(_fail(str(error), _NOTHING_TO_SERVE)) from None
+        message, code = str(error), _NOTHING_TO_SERVE
     except (EnginehouseError, OSError) as error:
         logging.getLogger(__name__).debug("stopped by an error", exc_info=error)
-        raise SystemExit(_fail(str(error), _FAILED)) from None
+        message, code = str(error), _FAILED
+    # What the error's frames held of a runtime goes now: at the interpreter's end it can crash.
+    gc.collect()
+    if code:
+        raise SystemExit(_fail(message, code))
 
 
 def _run(main: Any) -> None:  # noqa: ANN401

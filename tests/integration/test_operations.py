@@ -124,8 +124,8 @@ async def test_what_is_late_is_not_computed(repository: Path) -> None:
         assert num_answered < 400, "the server is too fast for this test"
         after = await until_quiet(server)
         computed = grown(before, after, "enginehouse_batch_size_sum")
-        # One batch may have begun for a caller that gave up meanwhile.
-        assert num_answered <= computed <= num_answered + 1
+        # Some have begun for callers that gave up meanwhile.
+        assert num_answered <= computed < num_answered + 40
 
 
 async def test_a_full_queue_refuses_and_says_when_to_come_again(repository: Path) -> None:
