@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from enginehouse_builder.cache import Cache
 from enginehouse_builder.errors import ResolveError, SpecError, UnsupportedModelError
 from enginehouse_builder.manifest import sha256_of
 from enginehouse_builder.resolve import Resolved, resolve
+from enginehouse_builder.samples import read_samples
 from enginehouse_builder.spec import BuildSpec
+from enginehouse_builder.stages import Context
 
 
 @pytest.fixture
@@ -48,6 +51,21 @@ def test_hash_is_that_of_the_listed_weight_files(folder: Path) -> None:
         ["sha256sum"], input=listing.encode(), capture_output=True, check=True
     )
     assert _resolve(folder).source.sha256 == expected.stdout.split()[0].decode()
+
+
+@pytest.mark.parametrize(
+    "name", ["vocab.txt", "additional_chat_templates/tools.jinja", "code/a.py"]
+)
+def test_every_text_beside_the_weights_makes_another_original(folder: Path, name: str) -> None:
+    spec = BuildSpec(str(folder), Path("repository"), Path("cache"))
+    resolved = resolve(spec, lambda _: None)
+    context = Context(spec, Cache(folder / ".cache"), resolved, read_samples(None), {}, 1)
+    found = [context.original]
+    for text in ("one", "two"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+        found.append(context.original)
+    assert len({str(original) for original in found}) == 3
 
 
 def test_name_that_cannot_be_served_is_refused(folder: Path) -> None:

@@ -114,8 +114,11 @@ class Result(Generic[T_co]):
 
 
 def _descriptions_sha256(folder: Path) -> str:
-    """Of the files beside the weights: labels and tokenizer may change while weights stay."""
+    """Of the files beside the weights, in folders too: labels, texts and code may change alone."""
     digest = hashlib.sha256()
-    for path in sorted(p for pattern in _DESCRIPTIONS for p in folder.glob(pattern)):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    found = {
+        p.relative_to(folder) for kind in _DESCRIPTIONS for p in folder.rglob(kind) if p.is_file()
+    }
+    for path in sorted(p for p in found if not p.parts[0].startswith(".")):
+        digest.update(path.as_posix().encode() + b"\0" + (folder / path).read_bytes() + b"\0")
     return digest.hexdigest()

@@ -98,7 +98,7 @@ def run_export(context: Context, report: Report) -> Result[ExportedDecoder]:
     """Writes the canonical graph and the tokenizer."""
     key = key_of(
         code_digest([f"{BUILDER}.export", *RESULT_CODE, __name__]),
-        versions_of("onnx", "onnxscript", *ORIGINAL_TOOLS),
+        versions_of("onnx", "onnx-ir", "onnxscript", "numpy", "safetensors", *ORIGINAL_TOOLS),
         task=context.resolved.task,
         max_tokens=context.spec.max_tokens,
         **context.original,
@@ -136,7 +136,15 @@ def run_reference(
     """Asks the original, in fp32: the prompts that a certificate needs, then while time is left."""
     tools = versions_of(*ORIGINAL_TOOLS)
     key = key_of(
-        code_digest([f"{BUILDER}.reference_decoder", f"{BUILDER}.export", *RESULT_CODE, __name__]),
+        code_digest(
+            [
+                f"{BUILDER}.reference_decoder",
+                f"{BUILDER}.certify.continuations",
+                f"{BUILDER}.export",
+                *RESULT_CODE,
+                __name__,
+            ]
+        ),
         tools,
         prompts=[list(prompt) for prompt in prompts],
         samples=context.samples.sha256,
