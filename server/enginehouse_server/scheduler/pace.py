@@ -36,12 +36,13 @@ class StepPace:
             budget_s: Longest time between two tokens of a sequence that prompts may bring about; 0
                 for 2.5 times what it is without prompts.
         """
-        self._decode_s = dict(sorted(decode_s.items()))
+        self._counts = sorted(decode_s)
+        self._times_s = [decode_s[count] for count in self._counts]
         self._prompt_token_s = prompt_token_s
         self._budget_s = budget_s
         self._slower = 1.0  # decodes now, against what was measured
         # The first step may compile kernels: where nothing is known it is not taken for the pace.
-        self._has_decoded = bool(self._decode_s)
+        self._has_decoded = bool(self._counts)
         self._has_read = prompt_token_s is not None
 
     def prompt_tokens_beside(self, num_decodes: int) -> int:
@@ -67,16 +68,15 @@ class StepPace:
     def _expected_decode_s(self, num_decodes: int) -> float | None:
         if not num_decodes:
             return 0.0
-        if not self._decode_s:
+        if not self._counts:
             return None
-        counts, times = list(self._decode_s), list(self._decode_s.values())
-        return self._slower * float(np.interp(num_decodes, counts, times))
+        return self._slower * float(np.interp(num_decodes, self._counts, self._times_s))
 
     def _learn_decode(self, num_decodes: int, seconds: float) -> None:
         expected_s = self._expected_decode_s(num_decodes)
         if expected_s is None:
             if self._has_decoded:
-                self._decode_s[num_decodes] = seconds
+                self._counts, self._times_s = [num_decodes], [seconds]
             self._has_decoded = True
         elif expected_s:
             self._slower *= _nudge(seconds / expected_s)

@@ -165,8 +165,9 @@ class Planner:
         decodes = [s for s in self.running if s.num_pending == 1]
         prompts = [s for s in self.running if s.num_pending > 1]
         if self._limits.mixes:
-            chunks = self._share(prompts, self._prompt_budget(len(decodes)))
-            parts = [Part(s, 1, 1, True) for s in decodes] + chunks
+            parts = [Part(s, 1, 1, True) for s in decodes]
+            if prompts:
+                parts += self._share(prompts, self._prompt_budget(len(decodes)))
         else:
             parts = self._alternate(decodes, prompts)
         if not parts:
@@ -273,9 +274,7 @@ class Planner:
         return min(budget - num_decodes if self._limits.mixes else budget, most)
 
     def _share(self, prompts: Sequence[Generation], budget: int) -> list[Part]:
-        """Chunks of prompts (in order of service) that take `budget` tokens together."""
-        if not prompts:
-            return []
+        """Chunks of prompts (at least one, in order of service) that take `budget` tokens."""
         first, *others = prompts
         num_scored = _MAX_SCORED - first.is_scoring * _num_next(first, _MAX_SCORED)
         scoring = [s.num_pending for s in others if s.is_scoring]

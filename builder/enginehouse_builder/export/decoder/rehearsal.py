@@ -16,6 +16,7 @@ from enginehouse_builder.export.loading import quiet
 from enginehouse_builder.manifest import AttentionLayer
 
 from .interface import ForeignCache, head_rows, logits_of, plugged, understand
+from .meaning import attend
 
 __all__ = ["check_adapted"]
 
@@ -95,16 +96,14 @@ class _GrowingCache(ForeignCache):
         scaling: float | None = None,
         **extras: object,
     ) -> tuple[Tensor, None]:
-        group = query.shape[1] // key.shape[1]
-        key, value = (states.repeat_interleave(group, dim=1) for states in (key, value))
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        columns = torch.arange(key.shape[2])
-        distances = columns[-query.shape[2] :, None] - columns  # [length, keys]
-        window = self._geometry[self.layer].window or key.shape[2]
-        is_unseen = (distances < 0) | (distances >= window)
-        scores = query * scale @ key.transpose(2, 3)
-        slopes = understand(extras).slopes
-        if slopes is not None:
-            scores = scores - slopes[:, None, None] * distances
-        scores = scores.masked_fill(is_unseen, -torch.inf)
-        return (scores.softmax(dim=-1) @ value).transpose(1, 2).contiguous(), None
+        layer, given = self._geometry[self.layer], understand(extras)
+        seen = attend(
+            query * (query.shape[-1] ** -0.5 if scaling is None else scaling),
+            key,
+            value,
+            window=layer.window,
+            softcap=layer.softcap,
+            slopes=given.slopes,
+            sinks=given.sinks,
+        )
+        return seen.transpose(1, 2).contiguous(), None
