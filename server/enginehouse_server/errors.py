@@ -8,6 +8,7 @@
     ├── DeadlineError            expired before an engine took it
     ├── UnsupportedError         this build or machine cannot do that
     ├── DeviceError              the device failed while computing
+    │   └── DeviceLostError      and cannot compute again in this process: it has to be restarted
     └── UnloadableError          a model of the repository cannot be served
         ├── RepositoryError      its files are missing, damaged or of another manifest version
         ├── PlanMismatchError    its engine does not run on this machine
@@ -19,6 +20,7 @@ A message names what was wrong, the value, the limit and the remedy.
 __all__ = [
     "DeadlineError",
     "DeviceError",
+    "DeviceLostError",
     "EnginehouseError",
     "InvalidRequestError",
     "ModelNotFoundError",
@@ -78,6 +80,10 @@ class UnsupportedError(EnginehouseError):
 
 class DeviceError(EnginehouseError):
     """The device or its runtime failed while computing a batch."""
+
+
+class DeviceLostError(DeviceError):
+    """The device's context is lost: nothing computes on it again until the process restarts."""
 
 
 class UnloadableError(EnginehouseError):

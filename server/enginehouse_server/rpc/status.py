@@ -18,6 +18,7 @@ CODES: dict[type[errors.EnginehouseError], grpc.StatusCode] = {
     errors.DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.UnsupportedError: grpc.StatusCode.UNIMPLEMENTED,
     errors.DeviceError: grpc.StatusCode.UNAVAILABLE,
+    errors.DeviceLostError: grpc.StatusCode.UNAVAILABLE,
     errors.UnloadableError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.RepositoryError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.PlanMismatchError: grpc.StatusCode.FAILED_PRECONDITION,
