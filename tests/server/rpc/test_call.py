@@ -189,7 +189,7 @@ async def test_calls_that_fail_by_one_error_leave_each_other_alone() -> None:
             raise shared
         except OverloadedError:
             num_waiting += 1
-            if num_waiting < 2:  # noqa: PLR2004
+            if num_waiting < 2:
                 await gate.wait()  # its frame is in the traceback of the other's error
             raise
 
