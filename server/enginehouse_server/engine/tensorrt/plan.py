@@ -129,7 +129,9 @@ def decoder_profiles(
     """
     chunk = min(max_step_tokens, max_tokens)
     return (
-        _profile("prefill", layers, slot_capacity(max_tokens), (1, 1, 1), (1, min(64, chunk), chunk)),
+        _profile(
+            "prefill", layers, slot_capacity(max_tokens), (1, 1, 1), (1, min(64, chunk), chunk)
+        ),
         _profile(
             "decode",
             layers,
