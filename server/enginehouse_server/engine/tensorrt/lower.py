@@ -292,7 +292,9 @@ class _Lowering:
         return False
 
     def _node(self, op: str, inputs: list[str], output: str, **attributes: int) -> NodeProto:
-        return helper.make_node(op, inputs, [f"{_OURS}_{output}"], None, None, None, **attributes)
+        node = helper.make_node(op, inputs, [f"{_OURS}_{output}"])
+        node.attribute.extend(helper.make_attribute(k, v) for k, v in attributes.items())
+        return node
 
     def _ints(self, name: str, value: int | list[int]) -> str:
         return self._constant(name, value, np.int64)
