@@ -18,7 +18,7 @@ from tests.builder.export.conftest import Exporting
 from tests.conftest import Decoder
 from tests.fixtures.checkpoints import FAMILIES
 from tests.fixtures.decoders import DECODERS, LATENT_DECODERS, SLOT_DECODERS, DecoderExport
-from tests.fixtures.plans import decoder_logits, half_of, lowered_of
+from tests.fixtures.lowered import decoder_logits, half_of, lowered_of
 
 TOLERANCE = 1e-4  # of the spread of logits: fp32, another order of sums
 HALF_TOLERANCE = 0.1
