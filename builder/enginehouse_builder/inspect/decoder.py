@@ -52,6 +52,8 @@ def decoder_facts(manifest: Manifest) -> dict[str, str]:
     facts["attention"] = _attention(task.layers)
     facts["ends at"] = _ends(task)
     facts["sampling"] = _defaults(task.defaults)
+    if task.lowered:
+        facts["lowered to"] = task.lowered
     return facts
 
 

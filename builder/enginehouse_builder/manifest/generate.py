@@ -63,6 +63,7 @@ class GenerateTask:
         eos_ids: Tokens that end a sequence.
         has_chat_template: Whether the tokenizer's folder has one.
         defaults: Of sampling.
+        lowered: Why sequences are shorter than the build was to allow; empty if they are not.
     """
 
     vocab_size: int
@@ -70,6 +71,7 @@ class GenerateTask:
     eos_ids: tuple[int, ...]
     has_chat_template: bool
     defaults: GenerationDefaults
+    lowered: str = ""
 
 
 @dataclass(frozen=True, slots=True)
