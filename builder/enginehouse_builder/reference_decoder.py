@@ -73,6 +73,7 @@ class DecoderReference:
             top_ids=tuple(tuple(row) for row in top.indices.tolist()),
             top_logits=tuple(_short(row) for row in top.values),
             log_sums=tuple(float(row.double().logsumexp(0)) for row in rows),
+            medians=tuple(float(row.median()) for row in rows),
         )
 
     def pace(self, num_tokens: int, enough_s: float) -> OriginalPace:

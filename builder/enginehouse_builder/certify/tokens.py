@@ -153,14 +153,15 @@ def _fault(trial: _Trial, tolerance: TokenTolerance) -> str:
     if not found.error.size <= tolerance.error * scale:  # also when it is not a number
         return (
             f"a logit is off by {found.error.size:.3g}, which is {found.error.size / scale:.2g} of "
-            f"the largest ({scale:.3g}); {tolerance.error:g} is allowed. "
+            f"what logits are spread by ({scale:.3g}); {tolerance.error:g} is allowed. "
             f"Furthest off {_where(found.error, trial)}"
         )
     if not found.mixing.size <= tolerance.mixing * scale:
         return (
             "it chooses otherwise beside other sequences than alone: a token whose logit is "
             f"{found.mixing.size:.3g} less than the best, which is {found.mixing.size / scale:.2g} "
-            f"of the largest; {tolerance.mixing:g} is allowed. {_chosen(found.mixing, trial)}"
+            f"of what logits are spread by; {tolerance.mixing:g} is allowed. "
+            f"{_chosen(found.mixing, trial)}"
         )
     if tolerance.is_exact and not found.choice.size <= TOKEN_TIE * scale:
         return (

@@ -39,13 +39,13 @@ TOLERANCES: dict[Precision, Tolerance] = {
     "int8": Tolerance(0.25, 0.95, 0.2),
 }
 
-# Share of the largest logit. Two tokens of the original that are closer are tied: another order of
+# Share of the spread. Two tokens of the original that are closer are tied: another order of
 # summation, which is all that a correct engine does otherwise in fp32, may turn them over.
 TOKEN_TIE = 1e-4
 
 
 class TokenTolerance(NamedTuple):
-    """What a decoder must keep. Differences of logits are by the reference's largest.
+    """What a decoder must keep. Differences of logits are by the reference's spread.
 
     Attributes:
         error: Greatest error of a logit.

@@ -93,7 +93,8 @@ class GenerateCertificate:
         mean_kl: Mean Kullback-Leibler divergence of the next token's distribution, nats.
         perplexity: Of the engine on the sample text.
         reference_perplexity: Of the original on the same.
-        scale: Largest absolute logit of the reference.
+        scale: How far the reference's logits are spread: the farthest of a likely token's from the
+            median of its place. Of earlier builds, its largest absolute logit.
         tolerance: The bound on max_abs_error / scale that the build demanded.
     """
 
