@@ -27,7 +27,7 @@ from enginehouse_server.text import Message
 
 __all__ = ["generate_request", "prompt_of", "sequence_message", "stream_message", "token_logprob"]
 
-_MAX_CHOICES = 1024  # more would hold up the steps of others while their first mask is made
+_MAX_CHOICES = 1024  # more would hold up the prompts of others while their first mask is made
 
 _REASONS = {
     "eos": generate_pb.FINISH_REASON_EOS,
