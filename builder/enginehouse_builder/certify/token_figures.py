@@ -54,6 +54,8 @@ class TokenFigures(NamedTuple):
             the original's logits of the two.
         mixing: Greatest distance by which a token chosen beside other sequences is behind the one
             that the engine prefers alone.
+        errors: Greatest error of a logit at each place.
+        behind: As `mixing`, of each place where it can be told.
     """
 
     num_tokens: int
@@ -70,6 +72,8 @@ class TokenFigures(NamedTuple):
     error: Deviation
     choice: Deviation
     mixing: Deviation
+    errors: NDArray[np.float64]
+    behind: NDArray[np.float64]
 
 
 def figures_of(
@@ -96,6 +100,8 @@ def figures_of(
     kl = [_kl(t, s) for t, s in zip(texts, scores, strict=True)]
     longs = [i for i, text in enumerate(texts) if text.is_long]
     losses = np.concatenate([s.prompt_losses for s in scores])
+    errors = [np.abs(s.top_logits - t).max(axis=1) for s, t in zip(scores, top, strict=True)]
+    behind = _behind(texts, joint, scores)
     return TokenFigures(
         num_tokens=compared,
         token_agreement=agreed / max(compared, 1),
@@ -108,11 +114,11 @@ def figures_of(
         perplexity=_perplexity(losses),
         reference_perplexity=_perplexity(np.concatenate([t.prompt_losses for t in texts])),
         scale=scale,
-        error=_worst(
-            [np.abs(s.top_logits - t).max(axis=1) for s, t in zip(scores, top, strict=True)]
-        ),
+        error=_worst(errors),
         choice=choice,
-        mixing=_mixing(texts, joint, scores),
+        mixing=_worst(behind),
+        errors=np.concatenate(errors),
+        behind=np.concatenate(behind),
     )
 
 
@@ -162,15 +168,15 @@ def _agreement(
     return agreed, compared, worst
 
 
-def _mixing(
+def _behind(
     texts: Sequence[Continuation], joint: Sequence[Sequence[int]], scores: Sequence[Scores]
-) -> Deviation:
+) -> list[NDArray[np.float64]]:
     """Up to a sequence's first difference it has the same tokens before it as alone."""
     behind = []
     for text, tokens, found in zip(texts, joint, scores, strict=True):
         last = first_difference(tokens, text.tokens) + 1
         behind.append((found.best_logits - found.joint_logits)[:last])
-    return _worst(behind)
+    return behind
 
 
 def _worst(sizes: Sequence[NDArray[np.float64]]) -> Deviation:

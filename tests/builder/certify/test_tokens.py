@@ -271,6 +271,31 @@ def test_a_few_tokens_may_go_to_other_experts_where_weights_are_rounded() -> Non
         certify_decoder(_Faulty(change, length), replace(EXACT, is_mixture=True), REFERENCE)
 
 
+def test_no_more_than_a_few_may() -> None:
+    mixture = replace(ROUNDED, is_mixture=True)
+    with pytest.raises(CertificateError) as raised:
+        certify_decoder(_Faulty(_raised(-0.3 * SCALE)), mixture, REFERENCE)
+    message = str(raised.value)
+    assert "places a logit is off by more than 0.15 of what logits are spread by" in message
+    assert "10% of them may" in message
+
+
+def test_no_more_than_a_few_may_be_behind_beside_others() -> None:
+    class Swapping(ScriptedDecoder):
+        """Prefers the second best beside others."""
+
+        def answer(self, tokens: Sequence[int], *, beside: bool) -> Logits:
+            logits = right(tokens).copy()
+            if beside:
+                first, second = np.argsort(-logits)[:2]
+                logits[[first, second]] = logits[[second, first]]
+            return logits
+
+    mixture = replace(ROUNDED, is_mixture=True)
+    with pytest.raises(CertificateError, match=r"places a token chosen beside other sequences is"):
+        certify_decoder(Swapping(), mixture, REFERENCE)
+
+
 def test_the_long_prompt_is_judged_alone() -> None:
     """What goes wrong there alone is a small part of the means."""
     prompts = [[(7 * i + 3 * j) % VOCAB for j in range(2 + i % 9)] for i in range(40)]
