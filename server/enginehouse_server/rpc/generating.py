@@ -6,10 +6,10 @@ from functools import partial
 from enginehouse.v1 import inference_service_pb2 as pb
 from enginehouse_server.errors import OverloadedError
 from enginehouse_server.repository import Entry
-from enginehouse_server.tasks import Generation, News
+from enginehouse_server.tasks import Generation
 
 from .call import Context
-from .convert_generate import sequence_message, stream_message, token_logprob
+from .convert_generate import stream_message, whole_message
 
 __all__ = ["whole_answer", "write_pieces"]
 
@@ -24,8 +24,8 @@ async def whole_answer(entry: Entry, generation: Generation) -> pb.GenerateRespo
     """
     news = await generation.whole()
     if news.prompt_logprobs or any(piece.logprobs for piece in news.pieces):
-        return await generation.aside(partial(_whole_message, entry, news))  # it may be long
-    return _whole_message(entry, news)
+        return await generation.aside(partial(whole_message, entry, news))  # it may be long
+    return whole_message(entry, news)
 
 
 async def write_pieces(
@@ -54,12 +54,3 @@ async def write_pieces(
                 "comes, or call Generate; the server's limit is --stream-stall-timeout-s",
                 _RETRY_AFTER_S,
             ) from None
-
-
-def _whole_message(entry: Entry, news: News) -> pb.GenerateResponse:
-    return pb.GenerateResponse(
-        model=entry.model,
-        version=entry.version,
-        sequences=[sequence_message(piece) for piece in news.pieces],
-        prompt_logprobs=[token_logprob(scored) for scored in news.prompt_logprobs],
-    )

@@ -83,12 +83,13 @@ class Generation:
         while True:
             if self._error is not None:
                 raise self._error
-            if self.is_done or not self._lacks_prompt_logprobs:
+            if not self._lacks_prompt_logprobs or self.is_done:
                 pieces = [s.take() for s in self._sequences if s.has_news]
             else:
                 pieces = []
             if pieces:
-                return News(pieces, await self._take_scores())
+                scores = await self._take_scores() if self._prompt_logprobs is not None else ()
+                return News(pieces, scores)
             if self.is_done:
                 return None
             self._changed.clear()
