@@ -98,7 +98,7 @@ class DecoderReference:
         """Seconds a token for each whole piece of a prompt, and of one more token."""
         prompt, tokens = Prompt("", (0,) * num_tokens, 2, True), list[int]()
         read: list[_Piece] = []
-        began = last = time.perf_counter()
+        began = last = now = time.perf_counter()
         for start, logits in self._steps(prompt, tokens):
             now = time.perf_counter()
             end = start + len(logits)

@@ -24,6 +24,7 @@ class Aside(Protocol):
 
     async def __call__(self, function: Callable[[], _T], /) -> _T:
         """What the function returns."""
+        ...
 
 
 class News(NamedTuple):
