@@ -62,6 +62,7 @@ def load_version(
                 max_running=generate.max_running,
                 max_step_tokens=generate.max_step_tokens,
                 required=required,
+                cuda_binding=config.engine.cuda_binding,
             ),
             check,
         )
@@ -74,6 +75,7 @@ def load_version(
             max_batch=config.batching.max_batch,
             max_batch_tokens=config.batching.max_batch_tokens,
             required=required,
+            cuda_binding=config.engine.cuda_binding,
         ),
         check,
     )

@@ -23,7 +23,9 @@ __all__ = [
     "TokenRow",
 ]
 
-Precision = Literal["fp32", "bf16", "int8"]
+# Of an engine's arithmetic, or of its weights where those are narrower. Which runtime has which for
+# which task is the builder's table.
+Precision = Literal["fp32", "tf32", "bf16", "fp16", "int8", "int4", "fp8"]
 Logits = NDArray[np.float32]  # [rows, labels]
 
 
@@ -66,6 +68,7 @@ class EncoderSpec:
         num_shapes: How many shapes stay compiled.
         num_threads: Processor threads for all lanes together.
         num_lanes: Batches that compute side by side.
+        cuda_binding: What drives CUDA for engines on a GPU: "cuda-core" or "pycuda".
     """
 
     model: Path
@@ -76,6 +79,7 @@ class EncoderSpec:
     num_shapes: int
     num_threads: int
     num_lanes: int = 1
+    cuda_binding: str = "cuda-core"
 
 
 class EncoderLane(Protocol):

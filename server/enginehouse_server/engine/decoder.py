@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
-from .base import Logits
+from .base import Logits, Precision
 
 __all__ = [
     "AttentionKind",
@@ -24,8 +24,8 @@ __all__ = [
     "StepItem",
 ]
 
-DecoderPrecision = Literal["fp32", "bf16", "int8", "int4"]
-CachePrecision = Literal["fp32", "bf16", "u8"]
+DecoderPrecision = Precision
+CachePrecision = Literal["fp32", "bf16", "fp16", "u8"]
 AttentionKind = Literal["paged", "slots"]
 
 
@@ -71,6 +71,7 @@ class DecoderSpec:
         attention: "paged" by an operator of the runtime over blocks that sequences may share;
             "slots" over a slot of each sequence, as long as the longest: any attention that the
             graph can say.
+        cuda_binding: What drives CUDA for engines on a GPU: "cuda-core" or "pycuda".
     """
 
     model: Path
@@ -84,6 +85,7 @@ class DecoderSpec:
     cache_bytes: int
     num_threads: int
     attention: AttentionKind = "paged"
+    cuda_binding: str = "cuda-core"
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,7 @@ class LoadSettings:
         max_batch_tokens: Most padded tokens of a batch of several inputs; 0 is what keeps the
             threads busy.
         required: The backend that must run it; empty for any.
+        cuda_binding: What drives CUDA for an engine on a GPU.
     """
 
     num_threads: int
@@ -50,6 +51,7 @@ class LoadSettings:
     max_batch: int = 0
     max_batch_tokens: int = 0
     required: str = ""
+    cuda_binding: str = "cuda-core"
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +200,7 @@ def _spec(
         num_shapes=len(grid.shapes),
         num_threads=settings.num_threads,
         num_lanes=settings.num_lanes,
+        cuda_binding=settings.cuda_binding,
     )
 
 

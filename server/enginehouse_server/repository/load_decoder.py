@@ -40,6 +40,7 @@ class DecoderSettings:
         max_running: Most sequences that run at once.
         max_step_tokens: Most tokens of a step.
         required: The backend that must run it; empty for any.
+        cuda_binding: What drives CUDA for an engine on a GPU.
     """
 
     num_threads: int
@@ -48,6 +49,7 @@ class DecoderSettings:
     max_running: int = 0
     max_step_tokens: int = 0
     required: str = ""
+    cuda_binding: str = "cuda-core"
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +160,7 @@ def _spec(
         cache_bytes=settings.cache_bytes or _default_cache_bytes(weights, name_of(manifest)),
         num_threads=settings.num_threads,
         attention=chosen.attention,
+        cuda_binding=settings.cuda_binding,
     )
 
 
