@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
-from .base import Logits, Precision
+from .base import Logits, PlanTraits, Precision
 
 __all__ = [
     "AttentionKind",
@@ -66,12 +66,14 @@ class DecoderSpec:
         max_tokens: Longest sequence, prompt and answer.
         max_step_tokens: Most new tokens of a step.
         max_sequences: Most sequences of a step.
-        cache_bytes: Most memory for cached keys and values.
+        cache_bytes: Most memory for cached keys and values; 0, of an engine on a GPU alone, is a
+            share of what the device has free.
         num_threads: Processor threads.
         attention: "paged" by an operator of the runtime over blocks that sequences may share;
             "slots" over a slot of each sequence, as long as the longest: any attention that the
             graph can say.
         cuda_binding: What drives CUDA for engines on a GPU: "cuda-core" or "pycuda".
+        plan: Of a model that is a compiled plan; None of others.
     """
 
     model: Path
@@ -86,6 +88,7 @@ class DecoderSpec:
     num_threads: int
     attention: AttentionKind = "paged"
     cuda_binding: str = "cuda-core"
+    plan: PlanTraits | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from enginehouse_builder.manifest import BuiltEngine
-from enginehouse_server.engine.create import BACKENDS
+from enginehouse_server.engine.create import ALL_BACKENDS
 from enginehouse_server.errors import DeviceError, PlanMismatchError, UnloadableError
 
 __all__ = ["Choice", "choose"]
@@ -70,8 +70,8 @@ def choose(engines: Sequence[B], load: Callable[[B], L], name: str, required: st
 
 
 def _rank(engine: BuiltEngine) -> int:
-    known = engine.backend in BACKENDS
-    return BACKENDS.index(engine.backend) if known else len(BACKENDS)
+    known = engine.backend in ALL_BACKENDS
+    return ALL_BACKENDS.index(engine.backend) if known else len(ALL_BACKENDS)
 
 
 def _why(required: str, others: Sequence[str], num_passed_over: int) -> str:
