@@ -6,7 +6,8 @@ from typing import NamedTuple, Protocol, TypeVar
 from enginehouse_server.engine.cuda import CudaStream
 from enginehouse_server.errors import DeviceError
 
-from .messages import Messages
+from .failure import failed
+from .flavour import Handle
 
 __all__ = ["Binding", "PlanContext"]
 
@@ -41,8 +42,8 @@ class Binding(NamedTuple):
 class PlanContext:
     """One run at a time; belongs to one thread."""
 
-    def __init__(self, own: _Context, messages: Messages) -> None:
-        self._own, self._messages = own, messages
+    def __init__(self, own: _Context, complaints: Handle) -> None:
+        self._own, self._complaints = own, complaints
         self._profile: int | None = None
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
@@ -85,7 +86,7 @@ class PlanContext:
 
     def _check(self, is_done: bool, doing: str) -> None:
         if not is_done:
-            raise self._messages.failed(doing)
+            raise failed(self._complaints, doing)
 
 
 def _changed(new: Iterable[tuple[str, T]], old: Mapping[str, T]) -> list[tuple[str, T]]:

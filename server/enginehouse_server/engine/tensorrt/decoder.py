@@ -23,6 +23,7 @@ from .buffers import Staged, StagedArrays
 from .cache import DeviceSlots
 from .context import Binding
 from .decoder_plan import STEP_INPUTS, DecoderPlan, present_of
+from .failure import release_with
 from .flavour import Flavour, load_flavour
 from .graphs import Copy, Runner, Work
 from .runtime import LoadedPlan
@@ -46,7 +47,7 @@ class TensorRtDecoder:
         """
         self.backend = flavour
         with ExitStack() as stack:
-            stack.callback(device.close)
+            release_with(stack, device.close)
             trt = load_flavour(flavour)
             self.runtime_version, self.device = str(trt.__version__), device.info.name
             if spec.attention != "slots":
@@ -54,23 +55,23 @@ class TensorRtDecoder:
                     f"{flavour} attends over slots, not {spec.attention}: build the model again"
                 )
             loaded = LoadedPlan(spec.model, spec.plan, flavour, trt, device)
-            stack.callback(loaded.close)
+            release_with(stack, loaded.close)
             plan = self._plan = DecoderPlan(loaded, spec)
             self.limits = plan.limits(device.memory())
             activations = device.allocate(plan.activation_bytes)
-            stack.callback(activations.free)
+            release_with(stack, activations.free)
             self._inputs = StagedArrays(device, self._input_sizes())
-            stack.callback(self._inputs.free)
+            release_with(stack, self._inputs.free)
             self._of_decodes = _StagedLogits(device, self.limits.max_sequences, spec.vocab_size)
-            stack.callback(self._of_decodes.free)
+            release_with(stack, self._of_decodes.free)
             self._of_prompts = _StagedLogits(device, plan.num_scored, spec.vocab_size)
-            stack.callback(self._of_prompts.free)
+            release_with(stack, self._of_prompts.free)
             self._runner = Runner(loaded, device, activations, self.limits.max_sequences)
             self._slots = DeviceSlots(
                 device, self._runner.stream, plan.row_bytes, self.limits.num_blocks
             )
-            stack.callback(self._slots.free)
-            stack.callback(self._runner.close)
+            release_with(stack, self._slots.free)
+            release_with(stack, self._runner.close)
             self._rows = SlotRows(self.limits.num_blocks, self._slots.swap)
             self._done = device.event()
             self._decodes: dict[tuple[int, int], Work] = {}

@@ -7,7 +7,7 @@ from enginehouse_server.engine.cuda import DeviceMemory
 from enginehouse_server.engine.decoder import DecoderLimits, DecoderSpec
 from enginehouse_server.errors import PlanMismatchError
 
-from .buffers import ALIGNMENT
+from .buffers import ALIGNMENT, aligned
 from .cache import DeviceSlots
 from .memory import MemoryPlan, usable
 from .runtime import LoadedPlan
@@ -17,7 +17,7 @@ __all__ = ["STEP_INPUTS", "DecoderPlan"]
 _log = logging.getLogger(__name__)
 STEP_INPUTS = ("input_ids", "write_index", "kv_length", "logit_rows")
 _SHARE_OF_FREE_MEMORY = 0.5
-_LOGIT_BYTES = 4
+_ID_BYTES, _LOGIT_BYTES = 8, 4
 _MOST_SCORED = 64  # logits of a prompt's tokens that are planned for; more are allocated when asked
 _REMEDY = (
     "lower --max-running or --cache-memory, end what else uses the device, or build the model with "
@@ -113,7 +113,7 @@ class DecoderPlan:
                 "allowed: raise --cache-memory, or build the model with a smaller --max-tokens"
             )
         found.check(memory, self.plan.file, _REMEDY)
-        capacity = self.cache_shapes[f"past_key.{0}"][1]
+        capacity = self.cache_shapes["past_key.0"][1]
         _log.info("%s takes %s, with %d slots", self.plan.file.name, found, num_slots)
         return DecoderLimits(
             block_size=capacity,
@@ -138,7 +138,9 @@ class DecoderPlan:
     @property
     def _staging_bytes(self) -> int:
         num_rows = self.num_scored + self.max_sequences
-        return _LOGIT_BYTES * num_rows * self._spec.vocab_size
+        most = max(self.max_step_tokens, self.max_sequences)
+        inputs = len(STEP_INPUTS) * aligned(_ID_BYTES * most)
+        return inputs + _LOGIT_BYTES * num_rows * self._spec.vocab_size
 
     def _mismatch(self, what: str) -> PlanMismatchError:
         return PlanMismatchError(

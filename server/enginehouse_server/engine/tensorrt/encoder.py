@@ -19,6 +19,7 @@ from enginehouse_server.errors import DeviceError, PlanMismatchError
 
 from .buffers import Staged, aligned
 from .context import Binding
+from .failure import release_with
 from .flavour import Flavour, load_flavour
 from .graphs import Runner, Work
 from .memory import MemoryPlan
@@ -43,11 +44,11 @@ class TensorRtEncoder:
         """
         self.backend = flavour
         with ExitStack() as stack:
-            stack.callback(device.close)
+            release_with(stack, device.close)
             trt = load_flavour(flavour)
             self.runtime_version, self.device = str(trt.__version__), device.info.name
             plan = LoadedPlan(spec.model, spec.plan, flavour, trt, device)
-            stack.callback(plan.close)
+            release_with(stack, plan.close)
             self._traits = _Traits(plan, spec)
             self.memory = self._traits.memory(spec.num_lanes)
             self.memory.check(device.memory(), plan.file, _REMEDY)
@@ -136,11 +137,11 @@ class _Lane:
         """Allocates; `stack` releases it all."""
         self._traits = traits
         activations = device.allocate(traits.activation_bytes)
-        stack.callback(activations.free)
+        release_with(stack, activations.free)
         self._inputs = {name: Staged(device, traits.input_bytes) for name in spec.inputs}
         self._output = Staged(device, traits.output_bytes)
         for staged in (*self._inputs.values(), self._output):
-            stack.callback(staged.free)
+            release_with(stack, staged.free)
         arrays = iter(self._inputs.values())
         self._staging = Staging(
             spec.inputs,
@@ -150,7 +151,7 @@ class _Lane:
         )
         self._logits = self._output.array(0, traits.max_rows * traits.num_labels, np.float32)
         self._runner = Runner(traits.plan, device, activations, max_graphs=spec.num_shapes)
-        stack.callback(self._runner.close)
+        release_with(stack, self._runner.close)
         self._done = device.event()
         self._works: dict[Shape, Work] = {}
         self._shape, self._num_rows = Shape(0, 0), 0

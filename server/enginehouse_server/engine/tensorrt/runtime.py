@@ -1,6 +1,7 @@
 """A plan on a device: read, refused where it does not fit this machine, and what is in it."""
 
 import mmap
+import threading
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -10,9 +11,10 @@ from enginehouse_server.engine.cuda import CudaDevice
 from enginehouse_server.errors import DeviceLostError, PlanMismatchError
 
 from .context import PlanContext
-from .flavour import Flavour
+from .failure import failed
+from .flavour import Flavour, Handle
+from .logger import Complaints
 from .memory import check_least
-from .messages import Messages
 
 __all__ = ["IoTensor", "LoadedPlan", "Range"]
 
@@ -68,7 +70,6 @@ class LoadedPlan:
         file: It was read from.
         weights_bytes: Of the device, about: the file's size.
         tensors: By name.
-        messages: Of the runtime that has it.
     """
 
     def __init__(
@@ -88,12 +89,12 @@ class LoadedPlan:
         if traits is not None:
             _check_version(file, traits, flavour, str(trt.__version__))
             _check_capability(file, traits, device)
-        self.file, self._trt = file, trt
+        self.file, self._trt, self._making = file, trt, threading.Lock()
         self.weights_bytes = file.stat().st_size
         least = max(self.weights_bytes, traits.device_bytes if traits else 0)
         check_least(least, device.memory(), file)
-        self.messages = Messages(trt)
-        self._runtime = trt.Runtime(self.messages.logger)
+        self._complaints = Complaints.of(trt)  # outlives all that is made with it
+        self._runtime = trt.Runtime(self._complaints)
         self._engine = self._deserialized(flavour)
         engine = self._engine
         names = [str(engine.get_tensor_name(i)) for i in range(engine.num_io_tensors)]
@@ -130,22 +131,23 @@ class LoadedPlan:
         return max(int(size) for size in sizes)
 
     def context(self) -> PlanContext:
-        """A new context, which is to be given its memory.
+        """A new context, which is to be given its memory. Any thread may call.
 
         Raises:
             DeviceError: The runtime made none.
         """
         strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        own = self._engine.create_execution_context(strategy)
+        with self._making:
+            own = self._engine.create_execution_context(strategy)
         if own is None:
-            raise self.messages.failed("making an execution context")
-        return PlanContext(own, self.messages)
+            raise failed(self._complaints, "making an execution context")
+        return PlanContext(own, self._complaints)
 
     def close(self) -> None:
         """Releases plan and runtime. Twice is once."""
         self._engine = self._runtime = None
 
-    def _deserialized(self, flavour: Flavour):  # type: ignore[no-untyped-def]  # noqa: ANN202
+    def _deserialized(self, flavour: Flavour) -> Handle:
         try:
             with (
                 self.file.open("rb") as opened,
@@ -155,7 +157,7 @@ class LoadedPlan:
         except (OSError, ValueError) as error:
             raise PlanMismatchError(f"{self.file} cannot be read: {error}") from error
         if engine is None:
-            failure = self.messages.failed(f"reading {self.file}")
+            failure = failed(self._complaints, f"reading {self.file}")
             if isinstance(failure, DeviceLostError):
                 raise failure
             raise PlanMismatchError(
