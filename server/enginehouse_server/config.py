@@ -120,6 +120,17 @@ class EngineConfig:
         "Batches that one engine computes side by side, each on its share of the threads: more "
         "throughput, slower single answers; 0 is one for every four threads, at least two.",
     )
+    cuda_binding: Literal["cuda-core", "pycuda"] = setting(
+        "cuda-core",
+        "What drives CUDA for engines on a GPU: NVIDIA's cuda-core, or pycuda, which has no CUDA "
+        "graphs.",
+    )
+    hang_timeout_s: float = setting(
+        120.0,
+        "Longest time that an engine may take over one batch or step before it counts as hung and "
+        "the server ends with exit code 3; 0 is never.",
+        "s",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

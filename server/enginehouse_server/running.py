@@ -65,6 +65,7 @@ def load_version(
                 max_step_tokens=generate.max_step_tokens,
                 required=required,
                 machine=machine,
+                cuda_binding=config.engine.cuda_binding,
             ),
             check,
         )
@@ -78,6 +79,7 @@ def load_version(
             max_batch_tokens=config.batching.max_batch_tokens,
             required=required,
             machine=machine,
+            cuda_binding=config.engine.cuda_binding,
         ),
         check,
     )

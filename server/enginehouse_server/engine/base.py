@@ -18,12 +18,15 @@ __all__ = [
     "EncoderLane",
     "EncoderSpec",
     "Logits",
+    "PlanTraits",
     "Precision",
     "Shape",
     "TokenRow",
 ]
 
-Precision = Literal["fp32", "bf16", "int8"]
+# Of an engine's arithmetic, or of its weights where those are narrower. Which runtime has which for
+# which task is the builder's table.
+Precision = Literal["fp32", "tf32", "bf16", "fp16", "int8", "int4", "fp8"]
 Logits = NDArray[np.float32]  # [rows, labels]
 
 
@@ -54,6 +57,24 @@ class TokenRow(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class PlanTraits:
+    """What a manifest says of a compiled plan, as far as its engine has to know.
+
+    Attributes:
+        version: Of the runtime that compiled it, all its numbers: no other reads it.
+        compute_capabilities: GPUs that it runs on, for example ("sm89", "sm120"), or ("any",).
+        roles: What each of its profiles computes, in the plan's order: "encode", "prefill",
+            "decode".
+        device_bytes: Least memory of the GPU: weights, activations, and one slot or batch.
+    """
+
+    version: str
+    compute_capabilities: tuple[str, ...]
+    roles: tuple[str, ...]
+    device_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class EncoderSpec:
     """What an engine is made from.
 
@@ -66,6 +87,8 @@ class EncoderSpec:
         num_shapes: How many shapes stay compiled.
         num_threads: Processor threads for all lanes together.
         num_lanes: Batches that compute side by side.
+        cuda_binding: What drives CUDA for engines on a GPU: "cuda-core" or "pycuda".
+        plan: Of a model that is a compiled plan; None of others.
     """
 
     model: Path
@@ -76,6 +99,8 @@ class EncoderSpec:
     num_shapes: int
     num_threads: int
     num_lanes: int = 1
+    cuda_binding: str = "cuda-core"
+    plan: PlanTraits | None = None
 
 
 class EncoderLane(Protocol):

@@ -8,20 +8,39 @@ from enginehouse_server.errors import PlanMismatchError
 from .base import EncoderEngine, EncoderSpec
 from .decoder import AttentionKind, DecoderEngine, DecoderSpec, LayerGeometry
 from .device import Device
+from .tensorrt.flavour import Flavour
 
-__all__ = ["BACKENDS", "attention_for", "create_decoder", "create_encoder", "describe"]
+__all__ = [
+    "ALL_BACKENDS",
+    "BACKENDS",
+    "PLAN_BACKENDS",
+    "attention_for",
+    "create_decoder",
+    "create_encoder",
+    "describe",
+]
 
+PLAN_BACKENDS: tuple[Flavour, ...] = ("tensorrt", "tensorrt-rtx")  # on a GPU, a compiled plan
 _EXTRAS = {"openvino": "server", "onnxruntime": "onnxruntime"}  # what installs each
-BACKENDS = tuple(_EXTRAS)  # the better on a processor comes first
+BACKENDS = tuple(_EXTRAS)  # on a processor; the better one comes first
+ALL_BACKENDS = (*PLAN_BACKENDS, *BACKENDS)  # the better one comes first
 
 
-def describe(backend: str) -> Device:
+def describe(backend: str, cuda_binding: str = "cuda-core") -> Device:
     """What a backend is here, and what it runs on.
 
+    Args:
+        backend: Its name.
+        cuda_binding: What drives CUDA, for one on a GPU.
+
     Raises:
-        PlanMismatchError: The backend is unknown or not installed.
+        PlanMismatchError: The backend is unknown or not installed, or there is no such device.
     """
     with _imported(backend):
+        if backend in PLAN_BACKENDS:
+            from .tensorrt.device import describe_device as describe_gpu
+
+            return describe_gpu(backend, cuda_binding)
         if backend == "onnxruntime":
             from .onnxruntime.device import describe_device as describe_processor
 
@@ -38,7 +57,7 @@ def attention_for(backend: str, layers: Sequence[LayerGeometry]) -> AttentionKin
         PlanMismatchError: The backend is unknown or not installed.
     """
     with _imported(backend):
-        if backend == "onnxruntime":
+        if backend == "onnxruntime" or backend in PLAN_BACKENDS:
             return "slots"
         from .openvino.paging import obstacle_to_paging
 
@@ -52,6 +71,11 @@ def create_encoder(backend: str, spec: EncoderSpec) -> EncoderEngine:
         PlanMismatchError: The backend is unknown or not installed, or cannot run the file here.
     """
     with _imported(backend):
+        if backend in PLAN_BACKENDS:
+            from .cuda import open_device
+            from .tensorrt.encoder import TensorRtEncoder
+
+            return TensorRtEncoder(spec, backend, open_device(spec.cuda_binding))
         if backend == "onnxruntime":
             from .onnxruntime import OnnxRuntimeEncoder
 
@@ -68,6 +92,11 @@ def create_decoder(backend: str, spec: DecoderSpec) -> DecoderEngine:
         PlanMismatchError: The backend is unknown or not installed, or cannot run the file here.
     """
     with _imported(backend):
+        if backend in PLAN_BACKENDS:
+            from .cuda import open_device
+            from .tensorrt.decoder import TensorRtDecoder
+
+            return TensorRtDecoder(spec, backend, open_device(spec.cuda_binding))
         if backend == "onnxruntime":
             from .onnxruntime import OnnxRuntimeDecoder
 
@@ -80,14 +109,14 @@ def create_decoder(backend: str, spec: DecoderSpec) -> DecoderEngine:
 @contextmanager
 def _imported(backend: str) -> Iterator[None]:
     """Says of a backend that is unknown or missing what to do."""
-    if backend not in _EXTRAS:
+    if backend not in ALL_BACKENDS:
         raise PlanMismatchError(
-            f"this server has no backend {backend!r}; it has: {', '.join(BACKENDS)}"
+            f"this server has no backend {backend!r}; it has: {', '.join(ALL_BACKENDS)}"
         )
     try:
         yield
     except ImportError as error:
         raise PlanMismatchError(
             f"the backend {backend} is not installed ({error}): "
-            f"pip install 'enginehouse[{_EXTRAS[backend]}]'"
+            f"pip install 'enginehouse[{_EXTRAS.get(backend, backend)}]'"
         ) from error

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
-from .base import Logits
+from .base import Logits, PlanTraits, Precision
 
 __all__ = [
     "AttentionKind",
@@ -24,8 +24,8 @@ __all__ = [
     "StepItem",
 ]
 
-DecoderPrecision = Literal["fp32", "bf16", "int8", "int4"]
-CachePrecision = Literal["fp32", "bf16", "u8"]
+DecoderPrecision = Precision
+CachePrecision = Literal["fp32", "bf16", "fp16", "u8"]
 AttentionKind = Literal["paged", "slots"]
 
 
@@ -66,11 +66,14 @@ class DecoderSpec:
         max_tokens: Longest sequence, prompt and answer.
         max_step_tokens: Most new tokens of a step.
         max_sequences: Most sequences of a step.
-        cache_bytes: Most memory for cached keys and values.
+        cache_bytes: Most memory for cached keys and values; 0, of an engine on a GPU alone, is a
+            share of what the device has free.
         num_threads: Processor threads.
         attention: "paged" by an operator of the runtime over blocks that sequences may share;
             "slots" over a slot of each sequence, as long as the longest: any attention that the
             graph can say.
+        cuda_binding: What drives CUDA for engines on a GPU: "cuda-core" or "pycuda".
+        plan: Of a model that is a compiled plan; None of others.
     """
 
     model: Path
@@ -84,6 +87,8 @@ class DecoderSpec:
     cache_bytes: int
     num_threads: int
     attention: AttentionKind = "paged"
+    cuda_binding: str = "cuda-core"
+    plan: PlanTraits | None = None
 
 
 @dataclass(frozen=True, slots=True)

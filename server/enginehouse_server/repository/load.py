@@ -46,6 +46,7 @@ class LoadSettings:
             threads busy.
         required: The backend that must run it; empty for any.
         machine: This one; None to look at it.
+        cuda_binding: What drives CUDA for an engine on a GPU.
     """
 
     num_threads: int
@@ -55,6 +56,7 @@ class LoadSettings:
     max_batch_tokens: int = 0
     required: str = ""
     machine: Machine | None = None
+    cuda_binding: str = "cuda-core"
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +207,7 @@ def _spec(
         num_shapes=len(grid.shapes),
         num_threads=settings.num_threads,
         num_lanes=settings.num_lanes,
+        cuda_binding=settings.cuda_binding,
     )
 
 

@@ -44,6 +44,7 @@ class DecoderSettings:
         max_step_tokens: Most tokens of a step.
         required: The backend that must run it; empty for any.
         machine: This one; None to look at it.
+        cuda_binding: What drives CUDA for an engine on a GPU.
     """
 
     num_threads: int
@@ -53,6 +54,7 @@ class DecoderSettings:
     max_step_tokens: int = 0
     required: str = ""
     machine: Machine | None = None
+    cuda_binding: str = "cuda-core"
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +167,7 @@ def _spec(
         cache_bytes=settings.cache_bytes or _default_cache_bytes(weights, name_of(manifest)),
         num_threads=settings.num_threads,
         attention=chosen.attention,
+        cuda_binding=settings.cuda_binding,
     )
 
 
