@@ -7,7 +7,12 @@ from typing import Generic, TypeVar
 
 from enginehouse_builder.manifest import BuiltEngine
 from enginehouse_server.engine.create import BACKENDS
-from enginehouse_server.errors import DeviceError, PlanMismatchError, UnloadableError
+from enginehouse_server.errors import (
+    DeviceError,
+    DeviceLostError,
+    PlanMismatchError,
+    UnloadableError,
+)
 
 __all__ = ["Choice", "choose"]
 
@@ -43,6 +48,7 @@ def choose(engines: Sequence[B], load: Callable[[B], L], name: str, required: st
     Raises:
         UnloadableError: None can be served; every reason is in the message.
         DeviceError: The only one failed while it was proven.
+        DeviceLostError: One lost the device: no other is tried in this process.
     """
     passed_over: list[str] = []
     able = [engine for engine in engines if required in ("", engine.backend)]
@@ -55,6 +61,8 @@ def choose(engines: Sequence[B], load: Callable[[B], L], name: str, required: st
     for built in sorted(able, key=_rank):
         try:
             loaded = load(built)
+        except DeviceLostError:
+            raise
         except (UnloadableError, DeviceError) as error:
             if len(able) == 1:
                 raise
