@@ -123,22 +123,22 @@ def test_a_lost_device_ends_everything_with_that_error_and_is_told_of_first() ->
     told: list[tuple[str, int]] = []
 
     def on_lost(error: DeviceLostError) -> None:
-        told.append((str(error), len(rig.inbox.received)))
+        told.append((str(error), len(lost_rig.inbox.received)))
 
-    rig = Rig(num_lanes=2, on_lost=on_lost)
-    rig.hold()
+    lost_rig = Rig(num_lanes=2, on_lost=on_lost)
+    lost_rig.hold()
     for i in range(20):
-        rig.scheduler.submit([work(i)])
-    rig.lanes[0].lost = True
-    rig.lanes[0].gate.set()
-    received = rig.inbox.wait_for(22)
+        lost_rig.scheduler.submit([work(i)])
+    lost_rig.lanes[0].lost = True
+    lost_rig.lanes[0].gate.set()
+    received = lost_rig.inbox.wait_for(22)
     assert all(isinstance(done.error, DeviceLostError) for done in received)
     assert told == [("the scripted device is lost", 0)]
     with pytest.raises(DeviceLostError, match="scripted device is lost"):
-        rig.scheduler.submit([work(30)])
-    rig.release()
-    rig.scheduler.close(10)
-    assert len(rig.inbox.received) == 22, "the other lane's batch ended twice"
+        lost_rig.scheduler.submit([work(30)])
+    lost_rig.release()
+    lost_rig.scheduler.close(10)
+    assert len(lost_rig.inbox.received) == 22, "the other lane's batch ended twice"
 
 
 def test_an_engine_that_hangs_is_given_up_and_what_it_says_later_is_dropped(rig: Rig) -> None:
