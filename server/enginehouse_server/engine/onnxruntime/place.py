@@ -67,7 +67,8 @@ class Place:
         """
         if precision in self.precisions or precision in weights:
             return
-        *others, last = [*(p for p in _ARITHMETIC if p in self.precisions), *weights]
+        known: list[str] = [p for p in _ARITHMETIC if p in self.precisions]
+        *others, last = known + list(weights)
         raise PlanMismatchError(
             f"ONNX Runtime does not compute in {precision} on "
             f"{'a processor' if self.gpu is None else self.device.name}; build the model with "
