@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .config import ServerConfig
+from .engine.machine import Machine
 from .engine.threads import available_threads, default_lanes
 from .repository import (
     DecoderSettings,
@@ -37,13 +38,14 @@ __all__ = ["create_runner", "load_version"]
 
 
 def load_version(
-    folder: Path, config: ServerConfig, check: Callable[[], None]
+    folder: Path, config: ServerConfig, machine: Machine, check: Callable[[], None]
 ) -> LoadedClassifier | LoadedDecoder:
     """Loads a version of whatever task; blocking.
 
     Args:
         folder: Of the version.
         config: Says how.
+        machine: This one.
         check: Called every now and then; what it raises ends the loading.
 
     Raises:
@@ -63,6 +65,7 @@ def load_version(
                 max_step_tokens=generate.max_step_tokens,
                 required=required,
                 cuda_binding=config.engine.cuda_binding,
+                machine=machine,
             ),
             check,
         )
@@ -76,6 +79,7 @@ def load_version(
             max_batch_tokens=config.batching.max_batch_tokens,
             required=required,
             cuda_binding=config.engine.cuda_binding,
+            machine=machine,
         ),
         check,
     )

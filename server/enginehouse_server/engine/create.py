@@ -9,7 +9,14 @@ from .base import EncoderEngine, EncoderSpec
 from .decoder import AttentionKind, DecoderEngine, DecoderSpec, LayerGeometry
 from .device import Device
 
-__all__ = ["BACKENDS", "attention_for", "create_decoder", "create_encoder", "describe"]
+__all__ = [
+    "BACKENDS",
+    "attention_for",
+    "computes_on_gpu",
+    "create_decoder",
+    "create_encoder",
+    "describe",
+]
 
 _EXTRAS = {"openvino": "server", "onnxruntime": "onnxruntime"}  # what installs each
 BACKENDS = tuple(_EXTRAS)  # the better on a processor comes first
@@ -33,6 +40,20 @@ def describe(backend: str, cuda_binding: str = "cuda-core") -> Device:
         from .openvino.device import describe_device
 
         return describe_device()
+
+
+def computes_on_gpu(backend: str, cuda_binding: str = "cuda-core") -> bool:
+    """Whether a backend's engines compute on a GPU here, in its memory.
+
+    Raises:
+        PlanMismatchError: The backend is unknown or not installed.
+    """
+    with _imported(backend):
+        if backend == "onnxruntime":
+            from .onnxruntime.device import computes_on_cuda
+
+            return computes_on_cuda(cuda_binding)
+        return False
 
 
 def attention_for(backend: str, layers: Sequence[LayerGeometry]) -> AttentionKind:

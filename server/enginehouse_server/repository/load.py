@@ -15,11 +15,14 @@ import numpy as np
 from enginehouse_builder.manifest import ClassifyTask, Engine, Manifest
 from enginehouse_server.engine.base import EncoderEngine, EncoderLane, EncoderSpec, Logits, Shape
 from enginehouse_server.engine.create import create_encoder
+from enginehouse_server.engine.machine import Machine
 from enginehouse_server.errors import ProbeError, RepositoryError
 from enginehouse_server.scheduler import EncoderWork, LatencyModel, ShapeGrid
 from enginehouse_server.text import TextInput, Tokenizer
 
 from .choose import choose
+from .machines import machine_for
+from .verdict import Rebuild
 from .verify import verify_files
 from .version import name_of, read_version, tokenizer_file
 
@@ -43,6 +46,7 @@ class LoadSettings:
             threads busy.
         required: The backend that must run it; empty for any.
         cuda_binding: What drives CUDA for an engine on a GPU.
+        machine: This one; None to look at it.
     """
 
     num_threads: int
@@ -52,6 +56,7 @@ class LoadSettings:
     max_batch_tokens: int = 0
     required: str = ""
     cuda_binding: str = "cuda-core"
+    machine: Machine | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +120,9 @@ def load_classifier(
             raise
         return engine
 
-    choice = choose(manifest.engines, load, name, settings.required)
+    machine = settings.machine or machine_for([manifest])
+    rebuild = Rebuild(manifest.model, folder.parent.parent)
+    choice = choose(manifest.engines, load, rebuild, machine, settings.required)
     chosen = choice.built
     measured = {Shape(r.batch, r.length): r.median_ms / 1e3 for r in chosen.latency}
     return LoadedClassifier(

@@ -10,15 +10,18 @@ from pathlib import Path
 
 from enginehouse_builder.manifest import DecoderEngine as BuiltDecoder
 from enginehouse_builder.manifest import GenerateTask, Manifest
-from enginehouse_server.engine.create import create_decoder
+from enginehouse_server.engine.create import computes_on_gpu, create_decoder
 from enginehouse_server.engine.decoder import DecoderEngine, DecoderSpec, LayerGeometry
+from enginehouse_server.engine.machine import Machine
 from enginehouse_server.engine.memory import available_bytes
 from enginehouse_server.errors import PlanMismatchError, RepositoryError
 from enginehouse_server.sampling import StructureCompiler
 from enginehouse_server.text import ChatTemplate, Vocabulary, read_chat_template
 
 from .choose import choose
+from .machines import machine_for
 from .prove_decoder import prove_decoder
+from .verdict import Rebuild
 from .verify import verify_files
 from .version import name_of, read_version, tokenizer_file
 
@@ -41,6 +44,7 @@ class DecoderSettings:
         max_step_tokens: Most tokens of a step.
         required: The backend that must run it; empty for any.
         cuda_binding: What drives CUDA for an engine on a GPU.
+        machine: This one; None to look at it.
     """
 
     num_threads: int
@@ -50,6 +54,7 @@ class DecoderSettings:
     max_step_tokens: int = 0
     required: str = ""
     cuda_binding: str = "cuda-core"
+    machine: Machine | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +113,9 @@ def load_decoder(
             raise
         return engine
 
-    choice = choose(manifest.decoders, load, name, settings.required)
+    machine = settings.machine or machine_for([manifest])
+    rebuild = Rebuild(manifest.model, folder.parent.parent)
+    choice = choose(manifest.decoders, load, rebuild, machine, settings.required)
     limits = choice.loaded.limits
     _log.info(
         "%s: the cache holds %d tokens in %d blocks; up to %d sequences of up to %d tokens",
@@ -147,7 +154,8 @@ def _spec(
     settings: DecoderSettings,
 ) -> DecoderSpec:
     limits = manifest.limits
-    weights = sum(file.size_bytes for file in chosen.files)
+    name, weights = name_of(manifest), sum(file.size_bytes for file in chosen.files)
+    on_gpu = computes_on_gpu(chosen.backend, settings.cuda_binding)
     return DecoderSpec(
         model=folder / chosen.model,
         precision=chosen.precision,
@@ -157,7 +165,7 @@ def _spec(
         max_tokens=_lowered(limits.max_tokens, settings.max_tokens),
         max_step_tokens=_lowered(limits.max_batch_tokens, settings.max_step_tokens),
         max_sequences=_lowered(limits.max_batch, settings.max_running),
-        cache_bytes=settings.cache_bytes or _default_cache_bytes(weights, name_of(manifest)),
+        cache_bytes=settings.cache_bytes or (0 if on_gpu else _default_cache_bytes(weights, name)),
         num_threads=settings.num_threads,
         attention=chosen.attention,
         cuda_binding=settings.cuda_binding,

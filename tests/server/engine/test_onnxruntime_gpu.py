@@ -223,6 +223,21 @@ def test_a_graph_in_half_precision_has_half_its_cache(
         original.check(run_step(engine, *items), [(0, 40), (2, 50)])
 
 
+def test_without_a_word_the_cache_takes_half_of_what_the_device_has_left(
+    decoder: Decoder, device: CudaDouble
+) -> None:
+    spec = decoder("llama").spec(attention="slots", cache_bytes=0, max_sequences=500)  # noqa: F811
+    device.free_bytes = 1 << 22
+    with OnnxRuntimeDecoder(spec, place_on(device)) as engine:
+        limits = engine.limits
+        row = (
+            4
+            * limits.block_size
+            * sum(x.num_kv_heads * (x.key_dim + x.value_dim) for x in spec.layers)
+        )
+        assert limits.num_blocks == (1 << 21) // row > 1
+
+
 def test_a_cache_of_another_precision_than_there_is_here_is_refused(decoder: Decoder) -> None:
     spec: DecoderSpec = decoder("llama").spec(attention="slots", cache_precision="fp16")  # noqa: F811
     with pytest.raises(PlanMismatchError, match="CACHE_PRECISION=fp32"):

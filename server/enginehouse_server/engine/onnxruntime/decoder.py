@@ -7,6 +7,7 @@ single tokens is captured once for each number of sequences, and then replayed.
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -26,6 +27,8 @@ from .place import Place, open_place
 from .session import BoundSession, open_session
 
 __all__ = ["OnnxRuntimeDecoder"]
+
+_SHARE_OF_FREE_MEMORY = 0.5  # of a GPU, once the weights are there: the rest is for computing
 
 
 class _Work(NamedTuple):
@@ -117,7 +120,8 @@ class OnnxRuntimeDecoder:
     def _load(self, spec: DecoderSpec) -> None:
         place = self._place
         place.check_precision(spec.precision, ("int8", "int4"))
-        self.limits = slot_limits(spec, place.cache_precisions)
+        if spec.cache_bytes or place.gpu is None:
+            self.limits = slot_limits(spec, place.cache_precisions)
         if spec.attention != "slots":
             raise PlanMismatchError(
                 f"ONNX Runtime attends over slots, not {spec.attention}: build the model again"
@@ -128,6 +132,9 @@ class OnnxRuntimeDecoder:
         session = self._session = open_session(
             spec.model, spec.num_threads, place, lowered.graph, captures=lowered.is_grouped
         )
+        if not spec.cache_bytes and place.gpu is not None:
+            left = int(_SHARE_OF_FREE_MEMORY * place.gpu.memory().free)
+            self.limits = slot_limits(replace(spec, cache_bytes=left), place.cache_precisions)
         self._cache = SlotMemory(spec.layers, self.limits, place.memory, session.inputs)
         self._rows = SlotRows(self.limits.num_blocks, self._cache.swap)
         self._vocab_size = spec.vocab_size

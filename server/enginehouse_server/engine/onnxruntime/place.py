@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from enginehouse_server.engine.base import Precision
-from enginehouse_server.engine.cuda import CudaDevice, open_device
+from enginehouse_server.engine.cuda import CudaDevice, DeviceMemory, open_device
 from enginehouse_server.engine.cuda.errors import device_error
 from enginehouse_server.engine.decoder import CachePrecision
 from enginehouse_server.engine.device import Device
@@ -25,8 +25,9 @@ _ARITHMETIC: tuple[Precision, ...] = ("fp32", "tf32", "bf16", "fp16")
 _HALF: tuple[Literal["fp16"], Literal["bf16"]] = ("fp16", "bf16")
 
 
-class _Checked(Protocol):
+class _Gpu(Protocol):
     def check(self) -> None: ...
+    def memory(self) -> DeviceMemory: ...
     def close(self) -> None: ...
 
 
@@ -56,7 +57,7 @@ class Place:
     cache_precisions: frozenset[CachePrecision]
     options: Mapping[str, str] = field(default_factory=dict)
     has_graphs: bool = False
-    gpu: _Checked | None = None
+    gpu: _Gpu | None = None
 
     def check_precision(self, precision: Precision, weights: Sequence[Precision]) -> None:
         """Raises PlanMismatchError for arithmetic that there is not here.
