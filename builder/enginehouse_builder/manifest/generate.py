@@ -63,6 +63,7 @@ class GenerateTask:
         eos_ids: Tokens that end a sequence.
         has_chat_template: Whether the tokenizer's folder has one.
         defaults: Of sampling.
+        lowered: Why sequences are shorter than the build was to allow; empty if they are not.
     """
 
     vocab_size: int
@@ -70,6 +71,7 @@ class GenerateTask:
     eos_ids: tuple[int, ...]
     has_chat_template: bool
     defaults: GenerationDefaults
+    lowered: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,8 @@ class GenerateCertificate:
         mean_kl: Mean Kullback-Leibler divergence of the next token's distribution, nats.
         perplexity: Of the engine on the sample text.
         reference_perplexity: Of the original on the same.
-        scale: Largest absolute logit of the reference.
+        scale: How far the reference's logits are spread: the farthest of a likely token's from the
+            median of its place. Of earlier builds, its largest absolute logit.
         tolerance: The bound on max_abs_error / scale that the build demanded.
     """
 

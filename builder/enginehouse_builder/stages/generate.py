@@ -13,6 +13,7 @@ from enginehouse_builder.certify import (
     JudgedDecoder,
     Prompt,
     certify_decoder,
+    tokens_at_once,
     write_continuations,
 )
 from enginehouse_builder.decoder_file import cache_bytes, opened_decoder
@@ -48,8 +49,6 @@ __all__ = [
 
 _ENGINE_CODE = (f"{SERVER}.engine", f"{BUILDER}.decoder_file", *RESULT_CODE, __name__)
 _REPORT_EVERY = 8  # prompts
-_CERTIFIED_AT_ONCE = 16  # sequences that have cache at the same time, twins' donors among them
-_BLOCK = 32  # tokens: each sequence's last block may be nearly empty
 _CONVERSION_PROMPTS = 4  # beside the long one: the fp32 gate tells more of each
 
 
@@ -215,10 +214,8 @@ def _certified(
         device=context.devices[graph.backend].name,
         **graph.settings,
     )
-    spec = replace(
-        graph.spec,
-        cache_bytes=cache_bytes(graph.spec, _cached_tokens(reference.value)),
-    )
+    lengths = [len(text.prompt) + len(text.tokens) for text in reference.value.continuations]
+    spec = replace(graph.spec, cache_bytes=cache_bytes(graph.spec, tokens_at_once(lengths)))
     judged = JudgedDecoder(spec.precision, spec.cache_precision, graph.is_mixture)
 
     def make(_: Path) -> CertifiedDecoder:
@@ -226,12 +223,6 @@ def _certified(
             return certify_decoder(engine, judged, reference.value)
 
     return context.run(stage, key, CertifiedDecoder, make)
-
-
-def _cached_tokens(reference: ContinuationFile) -> int:
-    """Room for as many of the longest sequences as have cache at the same time."""
-    lengths = [len(text.prompt) + len(text.tokens) for text in reference.continuations]
-    return sum(length + _BLOCK for length in sorted(lengths)[-_CERTIFIED_AT_ONCE:])
 
 
 def run_measure(context: Context, graph: DecoderGraph) -> Result[StepTimes]:

@@ -27,6 +27,7 @@ from enginehouse_server.engine.decoder import DecoderPrecision, DecoderSpec, Lay
 from enginehouse_server.text import Tokenizer
 
 from .building import Building, by_target
+from .reach import within_reach
 
 __all__ = ["build_decoder", "decoder_limits"]
 
@@ -54,8 +55,8 @@ def build_decoder(building: Building) -> Parts:
     Raises:
         BuildError: One failed.
     """
-    context = building.context
-    exported = _export(building)
+    exported = within_reach(building, _export)
+    context = building.context  # its limit may be lower now
     limits = decoder_limits(context.spec, exported.value.max_tokens)
     graphs = _graphs(building, exported, limits)
     texts = [" ".join(filter(None, sample)) for sample in context.samples.inputs]
