@@ -6,19 +6,19 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from .config import ConfigError
-from .errors import EnginehouseError, ModelNotFoundError, UnloadableError
+from .errors import DeviceLostError, EnginehouseError, ModelNotFoundError, UnloadableError
 from .options import config_options, load_config
 from .telemetry.log import configure_logs
 
 __all__ = ["serve"]
 
 _GC_THRESHOLD = 50_000  # new objects between two collections; the default is 700
-_FAILED, _USAGE, _NOTHING_TO_SERVE = 1, 2, 4
+_FAILED, _USAGE, _DEVICE_LOST, _NOTHING_TO_SERVE = 1, 2, 3, 4
 
 
 @click.command(short_help="Serve the models of a repository over gRPC.")
@@ -28,7 +28,8 @@ def serve(config: Path | None, **flags: Any) -> None:  # noqa: ANN401
 
     Every setting is a flag, a variable ENGINEHOUSE_<NAME> or an entry of the --config file; the
     first given of these counts. Exit codes: 0 stopped, 1 failed, 2 wrong usage or configuration,
-    4 nothing to serve or --require unmet, 130 or 143 ended by a second signal.
+    3 device lost or engine hung, 4 nothing to serve or --require unmet, 130 or 143 ended by a
+    second signal.
     """
     try:
         settings = load_config(flags, config)
@@ -48,6 +49,9 @@ def serve(config: Path | None, **flags: Any) -> None:  # noqa: ANN401
     message, code = "", 0
     try:
         _run(run(settings))
+    except DeviceLostError as error:
+        _fail(str(error), _DEVICE_LOST)
+        _leave(_DEVICE_LOST)
     except (UnloadableError, ModelNotFoundError) as error:
         message, code = str(error), _NOTHING_TO_SERVE
     except (EnginehouseError, OSError) as error:
@@ -67,6 +71,14 @@ def _run(main: Any) -> None:  # noqa: ANN401
         asyncio.run(main)
     else:
         uvloop.run(main)
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends the process as it is: threads may be stuck in an engine, whose device may be gone."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _fail(message: str, code: int) -> int:

@@ -27,7 +27,7 @@ from .scheduler import (
     StepPace,
 )
 from .scheduler.batcher import Batch
-from .scheduler.encoder import Deliver
+from .scheduler.encoder import Deliver, OnLost
 from .tasks import Classifier, Generator, GeneratorTraits, PromptReader, SamplingDefaults
 from .tasks.classify import ClassifierTraits
 from .tasks.defaults import usable_defaults
@@ -86,15 +86,27 @@ def load_version(
 
 
 def create_runner(
-    loaded: LoadedClassifier | LoadedDecoder, config: ServerConfig, metrics: Metrics
+    loaded: LoadedClassifier | LoadedDecoder,
+    config: ServerConfig,
+    metrics: Metrics,
+    on_lost: OnLost,
 ) -> Classifier | Generator:
-    """What answers a loaded version's requests; to be called on the event loop."""
+    """What answers a loaded version's requests; to be called on the event loop.
+
+    Args:
+        loaded: The version.
+        config: Says how.
+        metrics: Where its figures go.
+        on_lost: Called on any thread when its engine's device is lost.
+    """
     if isinstance(loaded, LoadedDecoder):
-        return _generator(loaded, config, metrics)
-    return _classifier(loaded, config, metrics)
+        return _generator(loaded, config, metrics, on_lost)
+    return _classifier(loaded, config, metrics, on_lost)
 
 
-def _classifier(loaded: LoadedClassifier, config: ServerConfig, metrics: Metrics) -> Classifier:
+def _classifier(
+    loaded: LoadedClassifier, config: ServerConfig, metrics: Metrics, on_lost: OnLost
+) -> Classifier:
     manifest, task, batching = loaded.manifest, loaded.task, config.batching
     telemetry = metrics.of_classifier(manifest.model, manifest.version)
     traits = ClassifierTraits(
@@ -118,12 +130,14 @@ def _classifier(loaded: LoadedClassifier, config: ServerConfig, metrics: Metrics
             telemetry.batch_ended(len(batch.members), batch.num_tokens, tokens)
 
         batcher = EncoderBatcher(loaded.grid, loaded.latency, policy)
-        return EncoderScheduler(batcher, loaded.engine.lanes, deliver, on_batch)
+        return EncoderScheduler(batcher, loaded.engine.lanes, deliver, on_batch, on_lost)
 
     return Classifier(traits, loaded.tokenizer, create_scheduler, telemetry)
 
 
-def _generator(loaded: LoadedDecoder, config: ServerConfig, metrics: Metrics) -> Generator:
+def _generator(
+    loaded: LoadedDecoder, config: ServerConfig, metrics: Metrics, on_lost: OnLost
+) -> Generator:
     manifest, settings = loaded.manifest, config.generate
     telemetry = metrics.of_decoder(manifest.model, manifest.version)
     policy = GeneratePolicy(
@@ -137,7 +151,9 @@ def _generator(loaded: LoadedDecoder, config: ServerConfig, metrics: Metrics) ->
             telemetry.step_ended(_step_counts(figures))
 
         engine, pace = loaded.engine, _pace(loaded, settings.inter_token_budget_ms / 1e3)
-        scheduler = GenerateScheduler(engine, loaded.structures, policy, pace, deliver, on_step)
+        scheduler = GenerateScheduler(
+            engine, loaded.structures, policy, pace, deliver, on_step, on_lost
+        )
         _watch(telemetry, scheduler, engine.limits.num_blocks)
         return scheduler
 

@@ -5,15 +5,24 @@ import logging
 import os
 import signal
 import threading
+from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from time import monotonic
 
 from .building import build_engines, missing_engines
 from .config import ServerConfig, join_address, split_address
 from .engine.machine import Machine, probe_machine
 from .engine.priority import compute_first, give_way
-from .errors import ModelNotFoundError, NotReadyError, RepositoryError, UnloadableError
+from .errors import (
+    DeviceLostError,
+    ModelNotFoundError,
+    NotReadyError,
+    RepositoryError,
+    UnloadableError,
+)
+from .hanging import HangWatch
 from .repository import (
     Catalog,
     Entry,
@@ -34,10 +43,17 @@ __all__ = ["Server", "run"]
 
 _log = logging.getLogger(__name__)
 _LAST_TOKENS_S = 1.0  # for answers that the end of the drain cuts off
+_WATCH_S = 1.0  # between two looks for engines that hang, at most
 
 
 class Server:
-    """The parts of one server. Belongs to the event loop."""
+    """The parts of one server. Belongs to the event loop.
+
+    Attributes:
+        fault: Why an engine was given up, and the process has to end; None while none was.
+    """
+
+    fault: DeviceLostError | None = None
 
     def __init__(self, config: ServerConfig, *, gave_way: bool = False) -> None:
         """Takes the settings, and whether this thread gives way to those of engines."""
@@ -48,6 +64,8 @@ class Server:
         self._page: MetricsPage | None = None
         self._builds: asyncio.Task[None] | None = None
         self._is_closing = threading.Event()
+        self._failed = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> tuple[str, str]:
         """Listens, then loads every model. Each serves when it is ready, "" when all are.
@@ -59,6 +77,7 @@ class Server:
             OSError: An address cannot be listened on.
             UnloadableError: Not one model can be served, or one not on the required backend.
             ModelNotFoundError: A model that was asked for is not in the repository.
+            DeviceLostError: A device was lost while a model was loaded.
         """
         chosen = _chosen(scan(self._config.repository), self._config)
         _warn_of_labels(chosen, self._config)
@@ -75,6 +94,8 @@ class Server:
         if not any(e.state == "ready" for e in self._catalog):
             raise UnloadableError(f"nothing in {self._config.repository} can be served")
         await self._grpc.set_health("", serving=True)
+        if self._config.engine.hang_timeout_s:
+            self._spawn(self._watch(self._config.engine.hang_timeout_s))
         if self._config.build_missing:
             missing = missing_engines(chosen, self._config.repository, machine)
             self._builds = asyncio.create_task(build_engines(missing))
@@ -89,7 +110,11 @@ class Server:
         for entry in list(self._catalog):
             if entry.state == "ready":
                 self._catalog.put(replace(entry, state="draining", reason="the server is stopping"))
-        generators = [e.runner for e in self._catalog if isinstance(e.runner, Generator)]
+        generators = [
+            entry.runner
+            for entry in self._catalog
+            if isinstance(entry.runner, Generator) and entry.reason != str(self.fault)
+        ]
         # Sequences that outlast the drain end as cancelled, and their callers are still told so.
         await asyncio.gather(
             self._grpc.stop(config.drain_timeout_s + _LAST_TOKENS_S),
@@ -98,11 +123,16 @@ class Server:
         await self.close()
 
     async def close(self) -> None:
-        """Releases everything, without waiting for anybody; what is being loaded soon ends."""
+        """Releases everything, without waiting for anybody; what is being loaded soon ends.
+
+        After a fault engines are left as they are: closing one may never end.
+        """
         self._is_closing.set()
+        for task in self._tasks:
+            task.cancel()
         await self._end_builds()
         await self._grpc.stop(0)
-        for entry in list(self._catalog):
+        for entry in list(self._catalog) if self.fault is None else ():
             if entry.runner is not None and entry.loaded is not None:
                 await entry.runner.close(0)
                 entry.loaded.engine.close()
@@ -119,6 +149,9 @@ class Server:
         name = f"{found.model} version {found.version}"
         try:
             loaded = await asyncio.to_thread(self._load_blocking, found.folder, machine)
+        except DeviceLostError as error:
+            self.fault = error
+            raise
         except UnloadableError as error:
             _log.error("%s cannot be served: %s", name, error)
             self._catalog.put(replace(loading, state="unloadable", reason=str(error)))
@@ -128,7 +161,12 @@ class Server:
             reason = f"loading failed: {type(error).__name__}; the server's log says more"
             self._catalog.put(replace(loading, state="unloadable", reason=reason))
             return
-        runner = create_runner(loaded, self._config, self._metrics)
+        loop = asyncio.get_running_loop()
+
+        def on_lost(error: DeviceLostError) -> None:
+            loop.call_soon_threadsafe(self._give_up, found.model, found.version, error, "lost")
+
+        runner = create_runner(loaded, self._config, self._metrics, on_lost)
         _log.info(
             "%s is ready: %s %s (%s) on %s",
             name,
@@ -142,6 +180,44 @@ class Server:
         entry = Entry(found.model, found.version, "ready", "", loaded, runner)
         self._catalog.put(entry)
         await self._grpc.set_health(found.model, serving=True)
+
+    async def failed(self) -> None:
+        """Returns when an engine was given up: `fault` says why, and requests are refused."""
+        await self._failed.wait()
+
+    def _give_up(self, model: str, version: int, error: DeviceLostError, kind: str) -> None:
+        """Says that nothing serves any more, because of one engine."""
+        if self.fault is not None:
+            return
+        self.fault = error
+        _log.critical("%s version %d: %s", model, version, error)
+        self._metrics.engine_failed(model, version, kind)
+        entry = self._catalog.find(model, version)
+        self._catalog.put(replace(entry, state="draining", reason=str(error)))
+        self._spawn(self._grpc.say_not_serving())
+        self._failed.set()
+
+    async def _watch(self, limit_s: float) -> None:
+        """Gives up an engine that does not come back."""
+        interval_s = min(_WATCH_S, limit_s / 4)
+        watch: HangWatch[tuple[str, int]] = HangWatch(limit_s, interval_s)
+        while True:
+            await asyncio.sleep(interval_s)
+            runners = {(e.model, e.version): e.runner for e in self._catalog if e.runner}
+            since = {key: runner.computing_since for key, runner in runners.items()}
+            for model, version in watch.look(since, monotonic()):
+                error = DeviceLostError(
+                    f"the engine hangs: a batch or step of {model} version {version} did not end "
+                    f"within {limit_s:g} s; the server ends and has to be started again (allow "
+                    "more by --hang-timeout-s if the engine is merely slow)"
+                )
+                self._give_up(model, version, error, "hung")
+                runners[model, version].abandon(error)
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _check_required(self, found: Found) -> None:
         """Raises UnloadableError for a version that is not served on the required backend."""
@@ -170,6 +246,10 @@ async def run(config: ServerConfig) -> None:
     """Serves until SIGTERM or SIGINT; prints the ready line on stdout when serving.
 
     A second signal ends the process at once, with 128 and the signal's number as a shell has it.
+
+    Raises:
+        DeviceLostError: An engine was given up; everybody was answered. Engines may still be stuck:
+            the process has to end without waiting for its threads.
     """
     gave_way = give_way()
     stopping = asyncio.Event()
@@ -179,18 +259,22 @@ async def run(config: ServerConfig) -> None:
     server = Server(config, gave_way=gave_way)
     starting = asyncio.create_task(server.start())
     stopped = asyncio.create_task(stopping.wait())
+    failed = asyncio.create_task(server.failed())
     try:
         await asyncio.wait((starting, stopped), return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             grpc_address, http_address = starting.result()
             line = f"enginehouse: serving gRPC on {grpc_address}, HTTP on {http_address}"
             print(line, flush=True)
-            await stopped
+            await asyncio.wait((stopped, failed), return_when=asyncio.FIRST_COMPLETED)
             _log.info("stopping: finishing what is in flight")
             await server.stop()
+            if server.fault is not None:
+                raise server.fault
     finally:
         starting.cancel()
         stopped.cancel()
+        failed.cancel()
         await server.close()
 
 

@@ -76,7 +76,10 @@ def test_number_of_attempts_is_bounded() -> None:
 @pytest.mark.parametrize("name", errors.__all__)
 def test_only_what_another_try_may_change_is_tried_again(name: str) -> None:
     kind = getattr(errors, name)
-    is_kind = name in {"ConnectionFailedError", "DeviceError", "NotReadyError", "OverloadedError"}
+    is_kind = name in {
+        *("ConnectionFailedError", "DeviceError", "DeviceLostError"),
+        *("NotReadyError", "OverloadedError"),
+    }
     for code in grpc.StatusCode:
         is_tried_again = attempts(RetryPolicy()).wait_after(kind("x", code=code)) is not None
         assert is_tried_again == (is_kind and code in (FULL, GONE)), code

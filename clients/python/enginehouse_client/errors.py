@@ -8,6 +8,7 @@
     ├── DeadlineError            no answer in time
     ├── UnsupportedError         that server cannot do this
     ├── DeviceError              the device failed while computing
+    │   └── DeviceLostError      and that server ends: ask another
     ├── UnloadableError          a model of the repository cannot be served
     │   ├── RepositoryError      its files are missing or damaged
     │   ├── PlanMismatchError    its engine does not run on that machine
@@ -24,6 +25,7 @@ __all__ = [
     "ConnectionFailedError",
     "DeadlineError",
     "DeviceError",
+    "DeviceLostError",
     "EnginehouseError",
     "InternalError",
     "InvalidRequestError",
@@ -90,6 +92,10 @@ class UnsupportedError(EnginehouseError):
 
 class DeviceError(EnginehouseError):
     """The server's device or its runtime failed while computing."""
+
+
+class DeviceLostError(DeviceError):
+    """The server's device is lost, or its engine hangs; that server ends."""
 
 
 class UnloadableError(EnginehouseError):

@@ -15,6 +15,7 @@ __all__ = [
     "BACKENDS",
     "PLAN_BACKENDS",
     "attention_for",
+    "computes_on_gpu",
     "create_decoder",
     "create_encoder",
     "describe",
@@ -44,10 +45,24 @@ def describe(backend: str, cuda_binding: str = "cuda-core") -> Device:
         if backend == "onnxruntime":
             from .onnxruntime.device import describe_device as describe_processor
 
-            return describe_processor()
+            return describe_processor(cuda_binding)
         from .openvino.device import describe_device
 
         return describe_device()
+
+
+def computes_on_gpu(backend: str, cuda_binding: str = "cuda-core") -> bool:
+    """Whether a backend's engines compute on a GPU here, in its memory.
+
+    Raises:
+        PlanMismatchError: The backend is unknown or not installed.
+    """
+    with _imported(backend):
+        if backend == "onnxruntime":
+            from .onnxruntime.device import computes_on_cuda
+
+            return computes_on_cuda(cuda_binding)
+        return False
 
 
 def attention_for(backend: str, layers: Sequence[LayerGeometry]) -> AttentionKind:

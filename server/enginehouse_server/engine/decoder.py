@@ -66,8 +66,8 @@ class DecoderSpec:
         max_tokens: Longest sequence, prompt and answer.
         max_step_tokens: Most new tokens of a step.
         max_sequences: Most sequences of a step.
-        cache_bytes: Most memory for cached keys and values; 0, of an engine on a GPU alone, is a
-            share of what the device has free.
+        cache_bytes: Most memory for cached keys and values; 0 leaves it to an engine on a GPU,
+            which then takes half of what its device has left with the weights on it.
         num_threads: Processor threads.
         attention: "paged" by an operator of the runtime over blocks that sequences may share;
             "slots" over a slot of each sequence, as long as the longest: any attention that the

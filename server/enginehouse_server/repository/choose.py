@@ -6,7 +6,12 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from enginehouse_server.engine.machine import Machine
-from enginehouse_server.errors import DeviceError, PlanMismatchError, UnloadableError
+from enginehouse_server.errors import (
+    DeviceError,
+    DeviceLostError,
+    PlanMismatchError,
+    UnloadableError,
+)
 
 from .compatibility import judge, rank
 from .verdict import AnyEngine, Rebuild
@@ -52,6 +57,7 @@ def choose(
     Raises:
         UnloadableError: None can be served; every reason is in the message.
         DeviceError: The only one failed while it was proven.
+        DeviceLostError: One lost the device: no other is tried in this process.
     """
     name = rebuild.model
     passed_over: list[str] = []
@@ -66,6 +72,8 @@ def choose(
         try:
             _check(built, machine, rebuild)
             loaded = load(built)
+        except DeviceLostError:
+            raise
         except (UnloadableError, DeviceError) as error:
             if len(able) == 1:
                 raise

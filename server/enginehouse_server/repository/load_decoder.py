@@ -10,7 +10,7 @@ from pathlib import Path
 
 from enginehouse_builder.manifest import DecoderEngine as BuiltDecoder
 from enginehouse_builder.manifest import GenerateTask, Manifest
-from enginehouse_server.engine.create import create_decoder
+from enginehouse_server.engine.create import computes_on_gpu, create_decoder
 from enginehouse_server.engine.decoder import DecoderEngine, DecoderSpec, LayerGeometry
 from enginehouse_server.engine.machine import Machine
 from enginehouse_server.engine.memory import available_bytes
@@ -154,7 +154,8 @@ def _spec(
     settings: DecoderSettings,
 ) -> DecoderSpec:
     limits = manifest.limits
-    weights = sum(file.size_bytes for file in chosen.files)
+    name, weights = name_of(manifest), sum(file.size_bytes for file in chosen.files)
+    on_gpu = computes_on_gpu(chosen.backend, settings.cuda_binding)
     return DecoderSpec(
         model=folder / chosen.model,
         precision=chosen.precision,
@@ -164,7 +165,7 @@ def _spec(
         max_tokens=_lowered(limits.max_tokens, settings.max_tokens),
         max_step_tokens=_lowered(limits.max_batch_tokens, settings.max_step_tokens),
         max_sequences=_lowered(limits.max_batch, settings.max_running),
-        cache_bytes=settings.cache_bytes or _default_cache_bytes(weights, name_of(manifest)),
+        cache_bytes=settings.cache_bytes or (0 if on_gpu else _default_cache_bytes(weights, name)),
         num_threads=settings.num_threads,
         attention=chosen.attention,
         cuda_binding=settings.cuda_binding,

@@ -7,24 +7,31 @@ from dataclasses import dataclass
 from time import monotonic
 
 from enginehouse_server.engine.base import EncoderLane, Logits
-from enginehouse_server.errors import DeadlineError, DeviceError, EnginehouseError, NotReadyError
+from enginehouse_server.errors import (
+    DeadlineError,
+    DeviceError,
+    DeviceLostError,
+    EnginehouseError,
+    NotReadyError,
+)
 
 from .batcher import Batch, EncoderBatcher, Waiting
 from .work import Completion, EncoderWork
 
-__all__ = ["Deliver", "EncoderScheduler", "OnBatch"]
+__all__ = ["Deliver", "EncoderScheduler", "OnBatch", "OnLost"]
 
 _log = logging.getLogger(__name__)
 
 Deliver = Callable[[Sequence[Completion]], None]
 OnBatch = Callable[[Batch, float], None]
+OnLost = Callable[[DeviceLostError], None]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class _Started:
     batch: Batch
     started_at: float
-    error: DeviceError | None
+    error: DeviceError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +55,7 @@ class EncoderScheduler:
         lanes: Sequence[EncoderLane],
         deliver: Deliver,
         on_batch: OnBatch,
+        on_lost: OnLost = lambda _: None,
     ) -> None:
         """Starts a thread for each lane.
 
@@ -56,14 +64,19 @@ class EncoderScheduler:
             lanes: Of one engine.
             deliver: Called on a lane's thread with inputs that ended; must not block.
             on_batch: Called on a lane's thread after each batch with its time in seconds.
+            on_lost: Called on a lane's thread, perhaps on several, when the device is lost, before
+                anybody is told; everything ends with that error then.
         """
-        self._batcher, self._deliver, self._on_batch = batcher, deliver, on_batch
-        self._changed = threading.Condition()  # guards the batcher and the three below
+        self._batcher, self._deliver = batcher, deliver
+        self._on_batch, self._on_lost = on_batch, on_lost
+        self._changed = threading.Condition()  # guards the batcher and the five below
         self._is_closing = False
         self._num_running = 0
         self._last_end = 0.0
+        self._started: dict[int, _Started] = {}  # by the lane that computes it
+        self._lost: DeviceLostError | None = None
         self._threads = [
-            threading.Thread(target=self._run, args=(lane,), name=f"lane-{i}", daemon=True)
+            threading.Thread(target=self._run, args=(i, lane), name=f"lane-{i}", daemon=True)
             for i, lane in enumerate(lanes)
         ]
         for thread in self._threads:
@@ -79,6 +92,12 @@ class EncoderScheduler:
         """Tokens that wait."""
         return self._batcher.num_waiting_tokens
 
+    @property
+    def computing_since(self) -> float | None:
+        """When the oldest of the batches that compute was started; None if none does."""
+        with self._changed:
+            return min((s.started_at for s in self._started.values()), default=None)
+
     def check_room(self, num_inputs: int, priority: int, deadline: float) -> None:
         """Raises what `submit` would raise now, before any work is put into the request."""
         with self._changed:
@@ -91,6 +110,7 @@ class EncoderScheduler:
         Raises:
             OverloadedError: A bound of the queue would be exceeded.
             NotReadyError: The scheduler is closing.
+            DeviceLostError: The engine was given up.
         """
         with self._changed:
             self._check_open()
@@ -121,30 +141,53 @@ class EncoderScheduler:
         for thread in self._threads:
             thread.join(max(0.0, end - monotonic()) + 1)
 
+    def abandon(self, error: DeviceLostError) -> None:
+        """Gives the engine up: all that waits or computes ends with the error; takes nothing new.
+
+        What its lanes still come back with is dropped.
+        """
+        with self._changed:
+            if self._lost is not None:
+                return
+            self._lost = error
+            left = self._batcher.remove_all()
+            started, self._started = list(self._started.values()), {}
+            self._num_running -= len(started)
+            self._changed.notify_all()
+        now = monotonic()
+        for one in started:
+            self._deliver(_completions(_Finished(one.batch, one.started_at, now, error)))
+        if left:
+            self._deliver(_given_up(left, error, now))
+
     def _check_open(self) -> None:
+        if self._lost is not None:
+            raise DeviceLostError(str(self._lost))
         if self._is_closing:
             raise NotReadyError("the model is being stopped and takes no new requests; try another")
 
     def _is_idle(self) -> bool:
         return not self._batcher.num_waiting and not self._num_running
 
-    def _run(self, lane: EncoderLane) -> None:
+    def _run(self, number: int, lane: EncoderLane) -> None:
         finished: _Finished | None = None
         while True:
             batch = self._next(wait=finished is None)
             if batch is None and finished is None:
                 return
-            started = None if batch is None else _start(lane, batch)
+            started = None if batch is None else self._start(number, lane, batch)
             if finished is not None:
                 self._finish(finished)
-            finished = None if started is None else self._wait(lane, started)
+            finished = None if started is None else self._wait(number, lane, started)
 
     def _next(self, *, wait: bool) -> Batch | None:
-        """The next batch; None if there is none now, or with `wait` only when closing."""
+        """The next batch; None if there is none now, or with `wait` only at the end."""
         while True:
             with self._changed:
                 if wait:
-                    self._changed.wait_for(lambda: self._batcher.num_waiting or self._is_closing)
+                    self._changed.wait_for(
+                        lambda: self._batcher.num_waiting or self._is_closing or self._lost
+                    )
                 now = monotonic()
                 batch, expired = self._batcher.take(now)
                 if batch is not None:
@@ -156,17 +199,35 @@ class EncoderScheduler:
             if expired:
                 error = DeadlineError("waiting, the request could not be computed by its deadline")
                 self._deliver(_given_up(expired, error, now))
-            if batch is not None or not wait or self._is_closing:
+            if batch is not None or not wait or self._is_closing or self._lost:
                 return batch
 
-    def _wait(self, lane: EncoderLane, started: _Started) -> _Finished:
+    def _start(self, number: int, lane: EncoderLane, batch: Batch) -> _Started:
+        started = _Started(batch, monotonic())
+        with self._changed:
+            self._started[number], started.error = started, self._lost
+        if started.error is None:
+            try:
+                lane.start([m.work for m in batch.members], batch.shape)
+            except Exception as error:  # whatever it is, the inputs must end
+                started.error = _device_error(error)
+        return started
+
+    def _wait(self, number: int, lane: EncoderLane, started: _Started) -> _Finished | None:
+        """How the batch ended; None if it was given up meanwhile."""
         batch, started_at = started.batch, started.started_at
         outcome = started.error or _wait(lane)
         ended_at = monotonic()
         with self._changed:
+            if self._started.get(number) is not started:
+                return None
+            del self._started[number]
             interval_s = ended_at - max(started_at, self._last_end)
             self._batcher.observe(batch, interval_s, ended_at - started_at)
             self._last_end = ended_at
+        if isinstance(outcome, DeviceLostError) and self._lost is None:
+            self._on_lost(outcome)
+            self.abandon(outcome)
         return _Finished(batch, started_at, ended_at, outcome)
 
     def _finish(self, finished: _Finished) -> None:
@@ -179,15 +240,6 @@ class EncoderScheduler:
             self._num_running -= 1
             if self._is_closing:
                 self._changed.notify_all()
-
-
-def _start(lane: EncoderLane, batch: Batch) -> _Started:
-    started_at = monotonic()
-    try:
-        lane.start([m.work for m in batch.members], batch.shape)
-    except Exception as error:  # whatever it is, the inputs must end
-        return _Started(batch, started_at, _device_error(error))
-    return _Started(batch, started_at, None)
 
 
 def _wait(lane: EncoderLane) -> Logits | DeviceError:

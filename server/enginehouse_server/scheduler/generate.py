@@ -15,12 +15,14 @@ from typing import NamedTuple
 from enginehouse_server.engine.decoder import DecoderEngine, StepItem
 from enginehouse_server.errors import (
     DeviceError,
+    DeviceLostError,
     NotReadyError,
     UnsupportedError,
 )
 from enginehouse_server.sampling import StructureCompiler
 
 from .admission import GenerateAdmission
+from .encoder import OnLost
 from .generate_policy import GeneratePolicy, StepFigures
 from .generate_work import DeliverTokens, Emitted, FinishReason, GenerateWork
 from .outbox import Outbox
@@ -65,6 +67,7 @@ class GenerateScheduler:
         pace: StepPace,
         deliver: DeliverTokens,
         on_step: OnStep,
+        on_lost: OnLost = lambda _: None,
     ) -> None:
         """Starts the thread.
 
@@ -76,20 +79,24 @@ class GenerateScheduler:
             deliver: Called on the thread with what a step gave. Must neither block nor call the
                 scheduler.
             on_step: Called on the thread after each step; must not block.
+            on_lost: Called on the thread when the device is lost, before anybody is told;
+                everything ends with that error then.
         """
         self._engine, self._compiler, self._policy = engine, compiler, policy
-        self._pace, self._on_step = pace, on_step
+        self._pace, self._on_step, self._on_lost = pace, on_step, on_lost
         self._admission = GenerateAdmission(engine.limits, policy)
         self._roster = self._new_roster()
         self._outbox = Outbox(deliver)
         self._done: _Done | None = None  # the last step, until it was told of
         self._pending: list[Emitted] = []  # what sequences gave, in order, not yet delivered
         self._is_computing = False
+        self._step_began_at: float | None = None  # while the engine has one
         self._items: list[StepItem] = []  # of the last step
-        self._changed = threading.Condition()  # guards the admission and the four below
+        self._changed = threading.Condition()  # guards the admission and the five below
         self._arrived: list[Arrival] = []
         self._cancelled: list[_Cancel] = []
         self._is_closing = self._gives_up = False
+        self._lost: DeviceLostError | None = None
         self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)
         self._thread.start()
 
@@ -108,6 +115,11 @@ class GenerateScheduler:
         """Blocks of the cache that sequences have."""
         return self._roster.planner.num_blocks_used
 
+    @property
+    def computing_since(self) -> float | None:
+        """When the step that the engine has was begun; None if it has none."""
+        return self._step_began_at
+
     def check_room(self, works: Sequence[GenerateWork]) -> None:
         """Raises what `submit` would raise now, but for what is wrong with a structure."""
         with self._changed:
@@ -125,6 +137,7 @@ class GenerateScheduler:
             UnsupportedError: There is a structure, and the model's tokenizer does not serve one.
             OverloadedError: A bound of the queue would be exceeded, or the deadline passed.
             NotReadyError: The scheduler is closing.
+            DeviceLostError: The engine was given up.
         """
         arrivals = [self._arrival(work) for work in works]
         with self._changed:
@@ -144,6 +157,17 @@ class GenerateScheduler:
         with self._changed:
             self._cancelled.append(_Cancel(request_id, index, reason))
             self._changed.notify()
+
+    def abandon(self, error: DeviceLostError) -> None:
+        """Gives the engine up: every sequence ends with the error, and nothing new is taken.
+
+        What the engine still comes back with is dropped.
+        """
+        with self._changed:
+            self._lost = self._lost or error
+            self._step_began_at = None
+            self._changed.notify()
+        self._outbox.fail(error, monotonic())
 
     def close(self, timeout_s: float) -> None:
         """Takes nothing new, finishes what was admitted, and stops the thread.
@@ -172,6 +196,8 @@ class GenerateScheduler:
         return Arrival(work, self._compiler.compile(work.structure))
 
     def _check_room(self, works: Sequence[GenerateWork]) -> None:
+        if self._lost is not None:
+            raise DeviceLostError(str(self._lost))
         if self._is_closing:
             raise NotReadyError("the model is being stopped and takes no new requests; try another")
         for work in works:
@@ -197,7 +223,7 @@ class GenerateScheduler:
 
     def _step_until_closed(self) -> None:
         is_over = False
-        while not is_over:
+        while not is_over and self._lost is None:
             try:
                 is_over = not self._take_in(wait=not (self._done or self._pending))
                 if not is_over:
@@ -210,7 +236,9 @@ class GenerateScheduler:
         roster = self._roster
         with self._changed:
             if wait and not roster.planner.num_live:
-                self._changed.wait_for(lambda: self._arrived or self._cancelled or self._is_closing)
+                self._changed.wait_for(
+                    lambda: self._arrived or self._cancelled or self._is_closing or self._lost
+                )
             arrived, self._arrived = self._arrived, []
             cancelled, self._cancelled = self._cancelled, []
             is_closing, gives_up = self._is_closing, self._gives_up
@@ -243,11 +271,13 @@ class GenerateScheduler:
         self._deliver()
         self._is_computing = False  # also when waiting fails
         logits = self._engine.wait()
+        self._step_began_at = None
         ended_at = monotonic()
         self._pending += self._roster.finish(step, logits, ended_at)
         self._done = _Done(step, ended_at - started_at)
 
     def _start(self, step: Step, now: float) -> None:
+        self._step_began_at = now
         if step.cleared:
             self._engine.clear_blocks(step.cleared)
         for source, target in step.copies:
@@ -294,9 +324,15 @@ class GenerateScheduler:
             with suppress(Exception):  # the first failure is the one to tell of
                 self._engine.wait()
         self._is_computing = False
-        # What the step was to write is undefined.
-        with suppress(Exception):
-            self._engine.clear_blocks(sorted({b for i in self._items for b in i.blocks}))
+        self._step_began_at = None
+        if isinstance(error, DeviceLostError):
+            with self._changed:
+                self._lost = error  # from now on nothing arrives
+            self._on_lost(error)
+        else:
+            # What the step was to write is undefined.
+            with suppress(Exception):
+                self._engine.clear_blocks(sorted({b for i in self._items for b in i.blocks}))
         if isinstance(error, DeviceError):
             self._take_in(wait=False)
             self._pending += self._roster.fail_all(error, monotonic())

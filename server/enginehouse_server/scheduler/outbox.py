@@ -46,6 +46,12 @@ class Outbox:
         with self._lock:
             self._end_all(error, now, is_cancelled=False)
 
+    def fail(self, error: EnginehouseError, now: float) -> None:
+        """Ends every sequence that has not ended, with an error; delivers no more."""
+        with self._lock:
+            self._end_all(error, now, is_cancelled=False)
+            self._is_closed = True
+
     def close(self, error: EnginehouseError, now: float) -> None:
         """Ends those that have tokens as cancelled, the others with an error; delivers no more."""
         with self._lock:

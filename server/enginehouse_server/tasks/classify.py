@@ -13,7 +13,7 @@ from time import monotonic
 
 import numpy as np
 
-from enginehouse_server.errors import InvalidRequestError, OverloadedError
+from enginehouse_server.errors import DeviceLostError, InvalidRequestError, OverloadedError
 from enginehouse_server.scheduler import Completion, EncoderScheduler, EncoderWork
 from enginehouse_server.scheduler.encoder import Deliver
 from enginehouse_server.telemetry.base import ModelTelemetry
@@ -153,6 +153,15 @@ class Classifier:
             del self._in_flight[request_id]
             if entry.num_missing:
                 self._scheduler.cancel([request_id])
+
+    @property
+    def computing_since(self) -> float | None:
+        """When the engine began with what it computes now; None if it is idle."""
+        return self._scheduler.computing_since
+
+    def abandon(self, error: DeviceLostError) -> None:
+        """Ends every request with the error, without waiting for the engine; takes no more."""
+        self._scheduler.abandon(error)
 
     async def close(self, timeout_s: float) -> None:
         """Stops the threads; what waits for the engine already has `timeout_s` to finish."""

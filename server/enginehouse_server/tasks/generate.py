@@ -13,7 +13,7 @@ from itertools import count
 from time import monotonic
 from typing import NamedTuple, TypeVar
 
-from enginehouse_server.errors import InvalidRequestError, OverloadedError
+from enginehouse_server.errors import DeviceLostError, InvalidRequestError, OverloadedError
 from enginehouse_server.sampling import SamplingSettings, StructureCompiler
 from enginehouse_server.scheduler import GenerateScheduler
 from enginehouse_server.scheduler.generate_work import DeliverTokens, Emitted, GenerateWork
@@ -134,6 +134,15 @@ class Generator:
             return self._reader.vocabulary.decode(ids, keep_special_tokens=keep_special_tokens)
 
         return await self._run(decode, token_ids)
+
+    @property
+    def computing_since(self) -> float | None:
+        """When the engine began with what it computes now; None if it is idle."""
+        return self._scheduler.computing_since
+
+    def abandon(self, error: DeviceLostError) -> None:
+        """Ends every request with the error, without waiting for the engine; takes no more."""
+        self._scheduler.abandon(error)
 
     async def close(self, timeout_s: float) -> None:
         """Finishes what it was given, within `timeout_s`, and stops the threads."""

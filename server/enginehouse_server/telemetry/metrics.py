@@ -73,6 +73,11 @@ class Metrics:
             (*_LABELS, "state"),
             registry=registry,
         )
+        self.engine_faults = counter(
+            "enginehouse_engine_faults",
+            "Engines given up, by kind: lost (its device) or hung; the server ends then.",
+            "kind",
+        )
         self.model_engine = Gauge(
             "enginehouse_model_engine",
             "1 for the engine that a model is served by.",
@@ -100,6 +105,10 @@ class Metrics:
         """The metrics of one version of a decoder."""
         labels = _labels(model, version)
         return self._generate.of_model(labels, _RequestMetrics(self, labels).request_ended)
+
+    def engine_failed(self, model: str, version: int, kind: str) -> None:
+        """An engine is given up: its device is "lost", or it "hung"."""
+        self.engine_faults.labels(model, str(version), kind).inc()
 
     def set_state(self, model: str, version: int, state: str) -> None:
         """Says which state a model is in."""

@@ -6,7 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enginehouse_server.errors import DeadlineError, DeviceError, NotReadyError
+from enginehouse_server.errors import (
+    DeadlineError,
+    DeviceError,
+    DeviceLostError,
+    NotReadyError,
+)
 from enginehouse_server.scheduler import (
     Completion,
     EncoderBatcher,
@@ -16,6 +21,7 @@ from enginehouse_server.scheduler import (
     Policy,
     ShapeGrid,
 )
+from enginehouse_server.scheduler.encoder import OnLost
 from tests.fixtures.encoder import ScriptedLane
 
 GRID = ShapeGrid([(8, (1, 2, 4)), (16, (1, 2, 4)), (32, (1, 2))])
@@ -42,7 +48,7 @@ class Inbox:
 class Rig:
     """A scheduler over scripted lanes."""
 
-    def __init__(self, num_lanes: int = 1) -> None:
+    def __init__(self, num_lanes: int = 1, on_lost: OnLost = lambda _: None) -> None:
         self.lanes = [ScriptedLane() for _ in range(num_lanes)]
         self.inbox = Inbox()
         policy = Policy(max_queue=500, max_queue_s=1e9, window=0.5)
@@ -50,7 +56,11 @@ class Rig:
         batcher = EncoderBatcher(GRID, LatencyModel(GRID, measured), policy)
         self.batches: list[float] = []
         self.scheduler = EncoderScheduler(
-            batcher, self.lanes, self.inbox.deliver, lambda _, seconds: self.batches.append(seconds)
+            batcher,
+            self.lanes,
+            self.inbox.deliver,
+            lambda _, seconds: self.batches.append(seconds),
+            on_lost,
         )
 
     def hold(self) -> None:
@@ -107,6 +117,44 @@ def test_a_failed_batch_fails_its_inputs_and_no_others(rig: Rig) -> None:
     failed, fine = rig.inbox.wait_for(2)
     assert isinstance(failed.error, DeviceError)
     assert fine.error is None
+
+
+def test_a_lost_device_ends_everything_with_that_error_and_is_told_of_first() -> None:
+    told: list[tuple[str, int]] = []
+
+    def on_lost(error: DeviceLostError) -> None:
+        told.append((str(error), len(lost_rig.inbox.received)))
+
+    lost_rig = Rig(num_lanes=2, on_lost=on_lost)
+    lost_rig.hold()
+    for i in range(20):
+        lost_rig.scheduler.submit([work(i)])
+    lost_rig.lanes[0].lost = True
+    lost_rig.lanes[0].gate.set()
+    received = lost_rig.inbox.wait_for(22)
+    assert all(isinstance(done.error, DeviceLostError) for done in received)
+    assert told == [("the scripted device is lost", 0)]
+    with pytest.raises(DeviceLostError, match="scripted device is lost"):
+        lost_rig.scheduler.submit([work(30)])
+    lost_rig.release()
+    lost_rig.scheduler.close(10)
+    assert len(lost_rig.inbox.received) == 22, "the other lane's batch ended twice"
+
+
+def test_an_engine_that_hangs_is_given_up_and_what_it_says_later_is_dropped(rig: Rig) -> None:
+    assert rig.scheduler.computing_since is None
+    rig.hold()
+    rig.scheduler.submit([work(i) for i in range(3)])
+    assert rig.scheduler.computing_since is not None
+    rig.scheduler.abandon(DeviceLostError("it hangs"))
+    assert rig.scheduler.computing_since is None
+    received = rig.inbox.wait_for(4)
+    assert all(isinstance(done.error, DeviceLostError) for done in received)
+    with pytest.raises(DeviceLostError, match="it hangs"):
+        rig.scheduler.check_room(1, 0, float("inf"))
+    rig.release()
+    rig.scheduler.close(10)
+    assert len(rig.inbox.received) == 4
 
 
 def test_a_batch_that_cannot_be_started_fails_its_inputs_and_no_others(rig: Rig) -> None:
