@@ -26,7 +26,8 @@ from enginehouse_server.errors import DeviceError, DeviceLostError, PlanMismatch
 from tests.conftest import Decoder
 from tests.fixtures.cuda_double import CudaDouble
 from tests.fixtures.driving import run_step
-from tests.server.engine.test_encoders import VOCABULARY, Row, expected, spec  # noqa: F401
+from tests.fixtures.sums import VOCABULARY, Row, expected
+from tests.server.engine.test_encoders import spec  # noqa: F401
 
 TOLERANCE = 1e-4
 VOCAB = 800
