@@ -1,5 +1,6 @@
 """What a build is asked for."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -7,8 +8,6 @@ from typing import Literal
 from enginehouse_server.engine.decoder import AttentionKind, CachePrecision, DecoderPrecision
 
 from .errors import SpecError
-from .targets import Target, targets_of
-
 __all__ = ["BuildSpec", "Task"]
 
 Task = Literal["classify", "generate"]
@@ -62,13 +61,21 @@ class BuildSpec:
     num_threads: int | None = None
 
     @property
-    def targets(self) -> tuple[Target, ...]:
-        """What engines are built for, better ones first.
-
-        Raises:
-            SpecError: A target is unknown, or comes twice.
-        """
-        return targets_of(self.target, self.precision)
+    def command(self) -> str:
+        """A command that builds the same elsewhere, up to its targets."""
+        options = {
+            "--model": self.model,
+            "--name": self.name,
+            "--task": self.task,
+            "--revision": self.revision,
+            "--adapter": self.adapter,
+            "--max-tokens": self.max_tokens,
+            "--max-batch": self.max_batch,
+            "--max-batch-tokens": self.max_batch_tokens,
+            "--samples": self.samples,
+        }
+        words = [str(w) for o, value in options.items() if value is not None for w in (o, value)]
+        return shlex.join(["enginehouse", "build", *words])
 
     def check_cache(self, precision: DecoderPrecision) -> None:
         """Refuses a cache in a precision that an engine of that precision never has.

@@ -159,8 +159,8 @@ class DecoderEngine(BuiltEngine):
             "slots" over a slot of each sequence, as long as the longest.
     """
 
-    precision: Literal["fp32", "bf16", "int8", "int4"]
-    cache_precision: Literal["fp32", "bf16", "u8"]
+    precision: Literal["fp32", "tf32", "bf16", "fp16", "int8", "int4", "fp8"]
+    cache_precision: Literal["fp32", "bf16", "fp16", "u8"]
     certificate: GenerateCertificate
     probes: tuple[TokenProbe, ...]
     step_times: tuple[StepTime, ...]

@@ -153,7 +153,7 @@ class Engine(BuiltEngine):
         latency: Measured time by shape.
     """
 
-    precision: Literal["fp32", "bf16", "int8"]
+    precision: Literal["fp32", "tf32", "bf16", "fp16", "int8", "int4", "fp8"]
     certificate: Certificate
     probes: tuple[Probe, ...]
     latency: tuple[Latency, ...]

@@ -23,7 +23,9 @@ __all__ = [
     "TokenRow",
 ]
 
-Precision = Literal["fp32", "bf16", "int8"]
+# Of an engine's arithmetic, or of its weights where those are narrower. Which runtime has which for
+# which task is the builder's table.
+Precision = Literal["fp32", "tf32", "bf16", "fp16", "int8", "int4", "fp8"]
 Logits = NDArray[np.float32]  # [rows, labels]
 
 

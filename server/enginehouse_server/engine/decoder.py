@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
-from .base import Logits
+from .base import Logits, Precision
 
 __all__ = [
     "AttentionKind",
@@ -24,8 +24,8 @@ __all__ = [
     "StepItem",
 ]
 
-DecoderPrecision = Literal["fp32", "bf16", "int8", "int4"]
-CachePrecision = Literal["fp32", "bf16", "u8"]
+DecoderPrecision = Precision
+CachePrecision = Literal["fp32", "bf16", "fp16", "u8"]
 AttentionKind = Literal["paged", "slots"]
 
 
