@@ -19,6 +19,9 @@ from enginehouse_builder.manifest import (
     Limits,
     Manifest,
     ManifestError,
+    Plan,
+    PlanProfile,
+    PlanTensor,
     Probe,
     Source,
     StageTime,
@@ -64,6 +67,17 @@ EXAMPLE = Manifest(
     build=(StageTime("export", 1.5),),
     tools={"torch": "2.13.0"},
 )
+
+
+_PROFILE = PlanProfile("encode", (PlanTensor("input_ids", "int64", (1, 1), (8, 64), (8, 64)),))
+_PLAN = Plan("tensorrt", "11.4.0.106", ("sm90",), (_PROFILE,), 0, 1 << 20, "lowered")
+
+
+def _with_plan(plan: Plan | None, backend: str = "tensorrt") -> Manifest:
+    engine = dataclasses.replace(
+        EXAMPLE.engines[0], backend=backend, plan=plan, min_driver="580.65"
+    )
+    return dataclasses.replace(EXAMPLE, engines=(engine,))
 
 
 def _spoiled(tmp_path: Path, **fields: Any) -> Path:  # noqa: ANN401
@@ -128,6 +142,37 @@ def test_a_layer_written_before_there_was_more_to_say_of_it_is_read() -> None:
     del written["window"]
     with pytest.raises(ValueError, match=r"layer lacks \['window'\]"):
         from_json(AttentionLayer, written, "layer")
+
+
+def test_a_plan_is_read_as_it_was_written(tmp_path: Path) -> None:
+    write_manifest(_with_plan(_PLAN), tmp_path)
+    assert read_manifest(tmp_path) == _with_plan(_PLAN)
+
+
+def test_an_engine_written_before_there_were_plans_is_read() -> None:
+    written = to_json(EXAMPLE.engines[0])
+    assert isinstance(written, dict)
+    for later in ("plan", "min_driver"):
+        del written[later]
+    assert from_json(Engine, written, "engine") == EXAMPLE.engines[0]
+
+
+@pytest.mark.parametrize(
+    ("plan", "backend", "message"),
+    [
+        (None, "tensorrt-rtx", "backend tensorrt-rtx with a plan of None"),
+        (_PLAN, "openvino", "backend openvino with a plan of tensorrt"),
+        (_PLAN, "tensorrt-rtx", "backend tensorrt-rtx with a plan of tensorrt"),
+        (dataclasses.replace(_PLAN, compute_capabilities=()), "tensorrt", "no compute capab"),
+        (dataclasses.replace(_PLAN, profiles=()), "tensorrt", "no profiles"),
+    ],
+)
+def test_a_plan_that_does_not_fit_its_backend_is_refused(
+    tmp_path: Path, plan: Plan | None, backend: str, message: str
+) -> None:
+    write_manifest(_with_plan(plan, backend), tmp_path)
+    with pytest.raises(ManifestError, match=message):
+        read_manifest(tmp_path)
 
 
 def test_values_of_different_types_in_one_list_are_each_checked() -> None:

@@ -23,6 +23,7 @@ from .generate import (
     StepTime,
     TokenProbe,
 )
+from .plan import Plan, PlanProfile, PlanTensor
 from .records import (
     Bucket,
     Certificate,
@@ -58,6 +59,9 @@ __all__ = [
     "Manifest",
     "ManifestError",
     "MismatchError",
+    "Plan",
+    "PlanProfile",
+    "PlanTensor",
     "Probe",
     "Source",
     "StageTime",

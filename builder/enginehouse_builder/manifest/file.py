@@ -6,6 +6,7 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
+from .built import BuiltEngine
 from .records import Manifest
 from .typed_json import MismatchError, from_json, to_json
 
@@ -21,6 +22,7 @@ __all__ = [
 
 FILE_NAME = "manifest.json"
 MANIFEST_VERSION = 1
+_PLAN_BACKENDS = ("tensorrt", "tensorrt-rtx")
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 
@@ -92,6 +94,7 @@ def _validate(manifest: Manifest, path: Path) -> None:
     for engine in manifest.built:
         if engine.model not in {f.path for f in engine.files}:
             faults.append(f"engine {engine.target}: {engine.model!r} is not among its files")
+        faults += _plan_faults(engine)
     if faults:
         raise ManifestError(f"{path}: " + "; ".join(faults))
 
@@ -106,6 +109,17 @@ def _task_faults(manifest: Manifest) -> list[str]:
     if manifest.task == "classify" and not manifest.buckets:
         faults.append("there are no buckets")
     return faults
+
+
+def _plan_faults(engine: BuiltEngine) -> list[str]:
+    """A backend that reads plans must say of its plan what it runs on, another has none."""
+    flavour = engine.plan.flavour if engine.plan else None
+    needed = engine.backend if engine.backend in _PLAN_BACKENDS else None
+    if flavour != needed:
+        return [f"engine {engine.target}: backend {engine.backend} with a plan of {flavour}"]
+    if engine.plan and not (engine.plan.compute_capabilities and engine.plan.profiles):
+        return [f"engine {engine.target}: its plan has no compute capabilities or no profiles"]
+    return []
 
 
 def _refuse_constant(name: str) -> float:
