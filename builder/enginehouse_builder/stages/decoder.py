@@ -1,5 +1,6 @@
 """The stages of a decoder's engines, each cached by what it depends on."""
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,12 +11,15 @@ from enginehouse_builder.certify import (
     JudgedDecoder,
     certify_decoder,
 )
-from enginehouse_builder.decoder_file import cache_bytes, opened_decoder
-from enginehouse_builder.manifest import StepTime
+from enginehouse_builder.decoder_file import cache_bytes, opened_decoder, opened_stand_in
+from enginehouse_builder.manifest import Plan, StepTime
 from enginehouse_builder.measure_decoder import contexts_of, measure_decoder
 from enginehouse_builder.quantize import QuantizedWeights, WeightPrecision, quantize_weights
-from enginehouse_server.engine.decoder import DecoderSpec
+from enginehouse_builder.sources import DecoderSource
+from enginehouse_builder.targets import Target
+from enginehouse_server.engine.decoder import DecoderEngine, DecoderSpec
 
+from .compile import Ahead
 from .workplace import BUILDER, MODEL_FILE, RESULT_CODE, SERVER, Report, Result, Workplace
 
 __all__ = [
@@ -35,26 +39,48 @@ _CONVERSION_PROMPTS = 4  # beside the long one: the fp32 gate tells more of each
 
 @dataclass(frozen=True, slots=True)
 class DecoderGraph:
-    """What an engine is opened from, but for its cache.
+    """An engine's file, and what it is opened from, but for its cache.
 
     Attributes:
-        backend: What runs it.
-        spec: Without room for a cache.
-        key: Of the stage that wrote the graph.
+        target: What it is for.
+        spec: Without room for a cache; its model is in the engine's types.
+        key: Of the stage that wrote that.
         is_mixture: Whether tokens choose among experts.
+        ahead: The plan that was compiled from it; None of what is none.
     """
 
-    backend: str
+    target: Target
     spec: DecoderSpec
     key: str
     is_mixture: bool
+    ahead: Ahead | None = None
+
+    @property
+    def model(self) -> Path:
+        """What the engine reads where it serves."""
+        return self.ahead.file if self.ahead else self.spec.model
+
+    @property
+    def plan(self) -> Plan | None:
+        """What a plan needs; None of what is none."""
+        return self.ahead.plan if self.ahead else None
+
+    @property
+    def stands_for(self) -> str:
+        """What is run in the engine's place where that does not run here; empty where it does."""
+        return self.ahead.stands_for if self.ahead else ""
+
+    @property
+    def backend(self) -> str:
+        """What runs it here."""
+        return self.ahead.backend if self.ahead else self.target.backend
 
     @property
     def settings(self) -> dict[str, object]:
         """What decides the engine's results, for a key."""
         spec = self.spec
         return {
-            "graph": self.key,
+            "graph": self.ahead.key if self.ahead else self.key,
             "precision": spec.precision,
             "cache": spec.cache_precision,
             "attention": spec.attention,
@@ -75,52 +101,42 @@ class StepTimes:
 
 
 def run_quantize(
-    place: Workplace, exported: Result[ExportedDecoder], precision: WeightPrecision, report: Report
+    place: Workplace, source: DecoderSource, precision: WeightPrecision, report: Report
 ) -> Result[QuantizedWeights]:
     """Writes the graph with rounded weights."""
     key = key_of(
         code_digest([f"{BUILDER}.quantize", *RESULT_CODE, __name__]),
         versions_of("onnx", "numpy"),
-        source=exported.key,
+        source=source.key,
         precision=precision,
     )
-    source = exported.folder / MODEL_FILE
+    canonical = source.folder / MODEL_FILE
     return place.run(
         "quantize",
         key,
         QuantizedWeights,
-        lambda folder: quantize_weights(source, folder / MODEL_FILE, precision, report),
+        lambda folder: quantize_weights(canonical, folder / MODEL_FILE, precision, report),
     )
 
 
 def run_conversion(
-    place: Workplace,
-    graph: DecoderGraph,
-    exported: Result[ExportedDecoder],
-    reference: Result[ContinuationFile],
+    place: Workplace, canonical: DecoderGraph, reference: Result[ContinuationFile]
 ) -> Result[CertifiedDecoder]:
-    """Proves by the fp32 gate what the graph's engine was rounded from, or fails.
+    """Proves the canonical graph by the fp32 gate, or fails, where no engine is in fp32.
 
     What rounding may change hides a window or a position that is wrong by one.
     """
-    spec = replace(
-        graph.spec,
-        model=exported.folder / MODEL_FILE,
-        precision="fp32",
-        cache_precision="fp32",
-    )
-    canonical = replace(graph, spec=spec, key=exported.key)
     long, *short = reference.value.continuations
     some = short[:: max(1, len(short) // _CONVERSION_PROMPTS)][:_CONVERSION_PROMPTS]
     asked = replace(reference.value, continuations=(long, *some))
-    return _certified(context, "conversion", canonical, replace(reference, value=asked))
+    return _certified(place, "conversion", canonical, replace(reference, value=asked))
 
 
 def run_certify(
     place: Workplace, graph: DecoderGraph, reference: Result[ContinuationFile]
 ) -> Result[CertifiedDecoder]:
     """Certifies an engine, or fails."""
-    return _certified(context, "certify", graph, reference)
+    return _certified(place, "certify", graph, reference)
 
 
 def _certified(
@@ -137,13 +153,24 @@ def _certified(
         graph.spec,
         cache_bytes=cache_bytes(graph.spec, _cached_tokens(reference.value)),
     )
-    judged = JudgedDecoder(spec.precision, spec.cache_precision, graph.is_mixture)
+    judged = JudgedDecoder(
+        spec.precision, spec.cache_precision, graph.is_mixture, graph.stands_for
+    )
 
     def make(_: Path) -> CertifiedDecoder:
-        with opened_decoder(spec, graph.backend) as engine:
+        with _opened(graph, spec) as engine:
             return certify_decoder(engine, judged, reference.value)
 
     return place.run(stage, key, CertifiedDecoder, make)
+
+
+def _opened(graph: DecoderGraph, spec: DecoderSpec) -> AbstractContextManager[DecoderEngine]:
+    """What is run here: the engine itself, or what stands for it."""
+    if graph.ahead is None:
+        return opened_decoder(spec, graph.target.backend)
+    if graph.ahead.stands_for:
+        return opened_stand_in(replace(spec, model=graph.ahead.stand_in))
+    return opened_decoder(replace(spec, model=graph.ahead.file), graph.target.backend)
 
 
 def _cached_tokens(reference: ContinuationFile) -> int:
@@ -166,7 +193,7 @@ def run_measure(place: Workplace, graph: DecoderGraph) -> Result[StepTimes]:
         contexts = contexts_of(graph.spec)
         most = cache_bytes(graph.spec, contexts.num_tokens)
         spec = replace(graph.spec, cache_bytes=most)
-        with opened_decoder(spec, graph.backend) as engine:
+        with _opened(graph, spec) as engine:
             return StepTimes(measure_decoder(engine, contexts))
 
     return place.run("measure", key, StepTimes, make)

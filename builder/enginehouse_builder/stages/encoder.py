@@ -16,12 +16,15 @@ from enginehouse_builder.certify import (
     check_padding,
 )
 from enginehouse_builder.engine_file import EngineFile, opened
-from enginehouse_builder.manifest import Bucket, Latency, to_json
+from enginehouse_builder.manifest import Bucket, Latency, Plan, to_json
 from enginehouse_builder.measure import Budget, measure
-from enginehouse_builder.quantize import Calibration, Quantized, quantize
+from enginehouse_builder.quantize import Calibration, EightBits, Quantized, quantize
+from enginehouse_builder.sources import EncoderSource
+from enginehouse_builder.targets import Target
 from enginehouse_server.engine.threads import default_lanes
 from enginehouse_server.text import Encoding
 
+from .compile import STAND_IN_BACKEND, Ahead
 from .workplace import BUILDER, MODEL_FILE, RESULT_CODE, SERVER, Report, Result, Workplace
 
 __all__ = [
@@ -38,10 +41,50 @@ _ENGINE_CODE = (f"{SERVER}.engine", f"{BUILDER}.engine_file", *RESULT_CODE, __na
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """A graph to open as an engine, and the key of the stage that wrote it."""
+    """An engine's file.
 
+    Attributes:
+        target: What it is for.
+        file: What it is opened from, in the engine's types.
+        key: Of the stage that wrote that.
+        ahead: The plan that was compiled from it; None of what is none.
+    """
+
+    target: Target
     file: EngineFile
     key: str
+    ahead: Ahead | None = None
+
+    @property
+    def model(self) -> Path:
+        """What the engine reads where it serves."""
+        return self.ahead.file if self.ahead else self.file.model
+
+    @property
+    def plan(self) -> Plan | None:
+        """What a plan needs; None of what is none."""
+        return self.ahead.plan if self.ahead else None
+
+    @property
+    def stands_for(self) -> str:
+        """What is run in the engine's place where that does not run here; empty where it does."""
+        return self.ahead.stands_for if self.ahead else ""
+
+    @property
+    def here(self) -> EngineFile:
+        """What is run here: the engine itself, or what stands for it."""
+        if self.ahead is None:
+            return self.file
+        if self.ahead.stands_for:
+            return replace(
+                self.file, model=self.ahead.stand_in, precision="fp32", backend=STAND_IN_BACKEND
+            )
+        return replace(self.file, model=self.ahead.file)
+
+    @property
+    def here_key(self) -> str:
+        """Of what is run here."""
+        return self.ahead.key if self.ahead else self.key
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,51 +95,49 @@ class Latencies:
 
 
 def run_quantize(
-    place: Workplace,
-    exported: Result[ExportedClassifier],
-    rows: Sequence[Encoding],
-    report: Report,
+    place: Workplace, source: EncoderSource, precision: EightBits, report: Report
 ) -> Result[Quantized]:
-    """Writes the int8 graph."""
+    """Writes the graph in eight bits."""
     key = key_of(
         code_digest([f"{BUILDER}.quantize", *_ENGINE_CODE]),
         versions_of("onnx", "numpy", "openvino"),
-        source=exported.key,
-        rows=_rows_sha256(rows),
+        source=source.key,
+        rows=_rows_sha256(source.rows),
+        precision=precision,
     )
     calibration = Calibration(
-        rows=rows,
-        inputs=tuple(tensor.name for tensor in exported.value.inputs),
-        pad_id=exported.value.pad_id,
+        rows=source.rows,
+        inputs=source.input_names,
+        pad_id=source.task.pad_id,
         num_threads=place.num_threads,
     )
-    source = exported.folder / MODEL_FILE
+    canonical = source.folder / MODEL_FILE
     return place.run(
         "quantize",
         key,
         Quantized,
-        lambda folder: quantize(source, folder / MODEL_FILE, calibration, report),
+        lambda folder: quantize(canonical, folder / MODEL_FILE, calibration, report, precision),
     )
 
 
 def run_padding(
-    place: Workplace, graph: Graph, judged: Judged, rows: Sequence[Encoding]
+    place: Workplace, file: EngineFile, key: str, judged: Judged, rows: Sequence[Encoding]
 ) -> Result[PaddingCheck]:
     """Finds out whether padding changes the answers of a graph, in fp32."""
-    key = key_of(
+    full_key = key_of(
         code_digest([f"{BUILDER}.certify", f"{BUILDER}.buckets", *_ENGINE_CODE]),
-        place.runtime_of(graph.file.backend),
-        graph=graph.key,
+        place.runtime_of(file.backend),
+        graph=key,
         rows=_rows_sha256(rows),
         judged=to_json(judged),
-        device=place.devices[graph.file.backend].name,
+        device=place.devices[file.backend].name,
     )
 
     def make(_: Path) -> PaddingCheck:
-        with opened(graph.file) as engine:
+        with opened(file) as engine:
             return check_padding(engine.lanes[0], rows, judged)
 
-    return place.run("padding", key, PaddingCheck, make)
+    return place.run("padding", full_key, PaddingCheck, make)
 
 
 def run_certify(
@@ -107,18 +148,19 @@ def run_certify(
     reference: Result[ReferenceFile],
 ) -> Result[Certified]:
     """Certifies an engine, or fails."""
+    backend = graph.here.backend
     key = key_of(
         code_digest([f"{BUILDER}.certify", *_ENGINE_CODE]),
-        place.runtime_of(graph.file.backend),
-        graph=graph.key,
+        place.runtime_of(backend),
+        graph=graph.here_key,
         rows=_rows_sha256(rows),
         judged=to_json(judged),
         reference=reference.key,
-        device=place.devices[graph.file.backend].name,
+        device=place.devices[backend].name,
     )
 
     def make(_: Path) -> Certified:
-        with opened(graph.file) as engine:
+        with opened(graph.here) as engine:
             return certify(engine, judged, rows, reference.value)
 
     return place.run("certify", key, Certified, make)
@@ -126,18 +168,19 @@ def run_certify(
 
 def run_measure(place: Workplace, graph: Graph, buckets: Sequence[Bucket]) -> Result[Latencies]:
     """Times a lane of an engine with as many as a server of these threads gives it by default."""
+    file = graph.here
     key = key_of(
         code_digest([f"{BUILDER}.measure", *_ENGINE_CODE]),
-        place.runtime_of(graph.file.backend),
-        graph=graph.key,
-        precision=graph.file.precision,
+        place.runtime_of(file.backend),
+        graph=graph.here_key,
+        precision=file.precision,
         buckets=[to_json(bucket) for bucket in buckets],
-        num_threads=graph.file.num_threads,
-        device=place.devices[graph.file.backend].name,
+        num_threads=file.num_threads,
+        device=place.devices[file.backend].name,
     )
 
     def make(_: Path) -> Latencies:
-        served = replace(graph.file, num_lanes=default_lanes(graph.file.num_threads))
+        served = replace(file, num_lanes=default_lanes(file.num_threads))
         with opened(served) as engine:
             return Latencies(measure(engine.lanes[0], buckets, Budget()))
 

@@ -41,6 +41,7 @@ REFERENCE_FILE = "reference.json"
 BUILDER, SERVER = "enginehouse_builder", "enginehouse_server"
 RESULT_CODE = (f"{BUILDER}.manifest", __name__)  # what every result depends on
 
+_PROVING = ("openvino", "onnxruntime")
 _RESULT_FILE = "result.json"
 
 
@@ -77,6 +78,11 @@ class Workplace:
     devices: Mapping[str, Device]
     num_threads: int
     compiling: CompileSettings
+
+    @property
+    def proving_backend(self) -> str:
+        """What runs the canonical graph in fp32 here, where that has to be tried."""
+        return next((b for b in _PROVING if b in self.devices), _PROVING[0])
 
     def run(self, stage: str, key: str, kind: type[T], make: Callable[[Path], T]) -> "Result[T]":
         """The stage's result, from the cache or made."""

@@ -1,6 +1,7 @@
 """Makes a classifier's engines from its canonical graph: quantize, compile, certify, measure."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from enginehouse_builder.engine_file import EngineFile
 from enginehouse_builder.errors import CertificateError
 from enginehouse_builder.manifest import ClassifyTask
 from enginehouse_builder.precisions import arithmetic_of
+from enginehouse_builder.quantize import EightBits
 from enginehouse_builder.sources import EncoderSource
 from enginehouse_builder.stages import MODEL_FILE, Result
 from enginehouse_builder.stages.encoder import (
@@ -23,7 +25,7 @@ from enginehouse_builder.version_files import ProvenEncoder
 from enginehouse_server.engine.ahead import encoder_profiles
 from enginehouse_server.engine.base import Shape
 
-from .ahead import Standing, compiled, typed
+from .ahead import PlanJob, compiled, typed
 from .building import Building, by_target
 from .rounds import Verdicts, prove
 
@@ -83,7 +85,7 @@ def _graph(building: Building, source: EncoderSource, target: Target) -> Graph:
     shapes = [Shape(batch, b.length) for b in source.buckets for batch in b.batches]
     profiles = encoder_profiles(source.input_names, shapes)
     return Graph(
-        target, file, key, compiled(building, target, GraphInTypes(model, key, profiles))
+        target, file, key, compiled(building, target, PlanJob(model, key, profiles))
     )
 
 
