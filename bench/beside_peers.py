@@ -31,8 +31,8 @@ def together_beside_peers(shape: str, num_pairs: int) -> Iterator[Comparison | s
         for peer, sizes, bar in _TOGETHER:
             try:
                 with PeerProcess(peer, shape, available_threads()) as process:
-                    for size in sizes:
-                        yield _together(server, process, shape, size, num_pairs, bar)
+                    for size, streamed in itertools.product(sizes, (True, False)):
+                        yield _together(server, process, shape, size, num_pairs, bar, streamed)
             except PeerError as error:
                 yield f"not measured: {error}"
 
@@ -48,19 +48,27 @@ def mixed_beside_peer(shape: str, num_pairs: int, seconds: float) -> Iterator[Co
 
 
 def _together(
-    server: Served, peer: PeerProcess, shape: str, size: int, num_pairs: int, bar: float
+    server: Served,
+    peer: PeerProcess,
+    shape: str,
+    size: int,
+    num_pairs: int,
+    bar: float,
+    streamed: bool,
 ) -> Comparison:
     seeds = itertools.count(0, 1000)  # no prompt is ever asked again
 
     def ours() -> float:
         requests = together(size, _PROMPT, _NEW, next(seeds))
-        return replay(server.address, server.model, requests).tokens_per_second
+        address = server.address
+        return replay(address, server.model, requests, streamed=streamed).tokens_per_second
 
     def theirs() -> float:
         return peer.replay(together(size, _PROMPT, _NEW, next(seeds))).tokens_per_second
 
     ours(), theirs()  # kernels are made for new shapes
-    name = f"{shape} int8, {size} together over {peer.name}"
+    how = "streamed" if streamed else "answered whole"
+    name = f"{shape} int8, {size} together, {how}, over {peer.name}"
     return compare(name, "tokens/s", ours, theirs, num_pairs, bar)
 
 

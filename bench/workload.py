@@ -92,28 +92,34 @@ def mixed(rate: float, seconds: float, seed: int) -> list[Request]:
     return requests
 
 
-def replay(address: str, model: str, requests: Sequence[Request]) -> Replayed:
-    """Sends the requests to a server when they are due, each as a stream.
+def replay(
+    address: str, model: str, requests: Sequence[Request], *, streamed: bool = True
+) -> Replayed:
+    """Sends the requests to a server when they are due, each as a stream or for a whole answer.
 
-    On the loop that takes least from the server, which runs on the same processors.
+    The tokens of a whole answer all come when it does. On the loop that takes least from the
+    server, which runs on the same processors.
 
     Raises:
         ExceptionGroup: If one fails.
     """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_replay(address, model, requests))
+        return runner.run(_replay(address, model, requests, streamed))
 
 
-async def _replay(address: str, model: str, requests: Sequence[Request]) -> Replayed:
+async def _replay(
+    address: str, model: str, requests: Sequence[Request], streamed: bool
+) -> Replayed:
     async with AsyncClient(address) as client:
         await client.get_model(model)  # connects
         began = time.perf_counter()
         async with asyncio.TaskGroup() as group:
-            answers = [group.create_task(_answer(client, model, r, began)) for r in requests]
-    return Replayed(requests, [answer.result() for answer in answers])
+            answer = _stream if streamed else _whole
+            answers = [group.create_task(answer(client, model, r, began)) for r in requests]
+    return Replayed(requests, [task.result() for task in answers])
 
 
-async def _answer(client: AsyncClient, model: str, request: Request, began: float) -> list[float]:
+async def _stream(client: AsyncClient, model: str, request: Request, began: float) -> list[float]:
     await asyncio.sleep(began + request.due_s - time.perf_counter())
     times = list[float]()
     stream = client.generate_stream(
@@ -128,3 +134,16 @@ async def _answer(client: AsyncClient, model: str, request: Request, began: floa
         now = time.perf_counter() - began
         times += [now] * sum(len(s.token_ids) for s in piece.sequences)
     return times
+
+
+async def _whole(client: AsyncClient, model: str, request: Request, began: float) -> list[float]:
+    await asyncio.sleep(began + request.due_s - time.perf_counter())
+    found = await client.generate(
+        model,
+        request.prompt,
+        sampling=_GREEDY,
+        stopping=Stopping(max_new_tokens=request.num_new, ignore_eos=True),
+        output=OutputOptions(token_ids=True),
+        timeout_s=_TIMEOUT_S,
+    )
+    return [time.perf_counter() - began] * sum(len(s.token_ids) for s in found.sequences)

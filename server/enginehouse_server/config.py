@@ -94,7 +94,7 @@ class GenerateConfig:
         0.0,
         "Longest time between two tokens of a stream that the prompts of others may bring about: "
         "more starts new streams sooner, less keeps running ones even; 0 is 2.5 times what it is "
-        "without prompts.",
+        "without prompts, and more where more prompts wait than half as many as run.",
         "ms",
     )
     max_waiting: int = setting(512, "Most sequences that wait, for each model.")

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import re
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -124,11 +123,12 @@ def _forget(aborted: BaseException, _: Context) -> None:
 
     gRPC keeps the exception of `abort` with the call, and the frames of its traceback keep the
     call: until the collector's next full round, minutes away, a stream that was not read would hold
-    its whole answer. To be called when these frames are done.
+    its whole answer. The frames are left alone: requests that fail together may share the error,
+    and then it has frames of calls that go on.
     """
     error: BaseException | None = aborted
     while error is not None:
-        traceback.clear_frames(error.__traceback__)
+        error.__traceback__ = None
         error = error.__context__
 
 

@@ -11,7 +11,10 @@ import numpy as np
 
 __all__ = ["StepPace"]
 
-_MOST_TIMES = 2.5  # a step without prompts, where no budget is stated
+# A step without prompts, where no budget is stated; more where more prompts wait than half as
+# many as run: what they gain by an early start is then more than what the running ones lose.
+_MOST_TIMES = 2.5
+_PROMPTS_TO_WAIT_FOR = 0.5  # by one running sequence
 # Tokens of a step, decodes and prompts together, are a multiple of it where prompts are long:
 # a runtime compiles kernels for each new number of them, and keeps these in memory.
 _GRAIN = 16
@@ -34,7 +37,8 @@ class StepPace:
                 empty.
             prompt_token_s: Seconds that a token of a prompt adds to a step; None if not known.
             budget_s: Longest time between two tokens of a sequence that prompts may bring about; 0
-                for 2.5 times what it is without prompts.
+                for 2.5 times what it is without prompts, and in proportion more where there are
+                more prompts than half as many as running sequences.
         """
         self._counts = sorted(decode_s)
         self._times_s = [decode_s[count] for count in self._counts]
@@ -45,15 +49,20 @@ class StepPace:
         self._has_decoded = bool(self._counts)
         self._has_read = prompt_token_s is not None
 
-    def prompt_tokens_beside(self, num_decodes: int) -> int:
+    def prompt_tokens_beside(self, num_decodes: int, num_prompts: int = 1) -> int:
         """Most tokens of prompts in a step that so many running sequences wait for, at least 16.
 
         However short the budget, prompts get on.
+
+        Args:
+            num_decodes: Sequences that get a token, at least one.
+            num_prompts: Sequences whose prompts are not read yet.
         """
         decode_s, token_s = self._expected_decode_s(num_decodes), self._prompt_token_s
         if decode_s is None or token_s is None:
             return _UNKNOWN
-        left_s = (self._budget_s or _MOST_TIMES * decode_s) - decode_s
+        times = _MOST_TIMES * max(1.0, num_prompts / (_PROMPTS_TO_WAIT_FOR * num_decodes))
+        left_s = (self._budget_s or times * decode_s) - decode_s
         whole = (num_decodes + int(left_s / token_s)) // _GRAIN * _GRAIN
         return max(_GRAIN, whole - num_decodes)
 

@@ -83,15 +83,16 @@ class Planner:
         self,
         limits: DecoderLimits,
         policy: GeneratePolicy,
-        prompt_tokens_beside: Callable[[int], int],
+        prompt_tokens_beside: Callable[[int, int], int],
     ) -> None:
         """Starts with nothing.
 
         Args:
             limits: What the engine allows.
             policy: Bounds.
-            prompt_tokens_beside: Most tokens of prompts in a step, or between two, that so many
-                running sequences wait for, at least one; asked for each step.
+            prompt_tokens_beside: Most tokens of prompts in a step, or between two, for so many
+                running sequences that wait for it and so many whose prompts they are, at least one
+                of each; asked for each step.
 
         Raises:
             ValueError: The engine neither shares blocks nor has one a sequence.
@@ -167,7 +168,7 @@ class Planner:
         if self._limits.mixes:
             parts = [Part(s, 1, 1, True) for s in decodes]
             if prompts:
-                parts += self._share(prompts, self._prompt_budget(len(decodes)))
+                parts += self._share(prompts, self._prompt_budget(len(decodes), len(prompts)))
         else:
             parts = self._alternate(decodes, prompts)
         if not parts:
@@ -266,11 +267,11 @@ class Planner:
                 del self._prefilling[names[page]]
         sequence.num_published = num_pages
 
-    def _prompt_budget(self, num_decodes: int) -> int:
+    def _prompt_budget(self, num_decodes: int, num_prompts: int) -> int:
         budget = self._limits.max_step_tokens
         if not num_decodes:
             return budget
-        most = self._prompt_tokens_beside(num_decodes)
+        most = self._prompt_tokens_beside(num_decodes, num_prompts)
         return min(budget - num_decodes if self._limits.mixes else budget, most)
 
     def _share(self, prompts: Sequence[Generation], budget: int) -> list[Part]:
@@ -304,7 +305,8 @@ class Planner:
         self._num_chunks += 1
         shortest = min(prompts, key=attrgetter("num_pending", "order"))
         sequence = prompts[0] if self._num_chunks % 2 else shortest
-        return [_chunk(sequence, self._prompt_budget(len(decodes)), _MAX_SCORED)]
+        budget = self._prompt_budget(len(decodes), len(prompts))
+        return [_chunk(sequence, budget, _MAX_SCORED)]
 
 
 def _num_next(sequence: Generation, num_scored: int) -> int:

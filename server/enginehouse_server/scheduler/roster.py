@@ -41,7 +41,7 @@ class Roster:
         self,
         limits: DecoderLimits,
         policy: GeneratePolicy,
-        prompt_tokens_beside: Callable[[int], int],
+        prompt_tokens_beside: Callable[[int, int], int],
     ) -> None:
         """Starts with nothing; the arguments are the planner's."""
         self.planner = Planner(limits, policy, prompt_tokens_beside)

@@ -176,3 +176,31 @@ async def test_a_failed_call_lets_go_of_what_it_worked_on() -> None:
                     await asyncio.sleep(0.005)
     finally:
         gc.enable()
+
+
+async def test_calls_that_fail_by_one_error_leave_each_other_alone() -> None:
+    """Whoever expires with others is told by the same object, whose traceback grows with each."""
+    shared, gate = OverloadedError("expired together", 1.0), asyncio.Event()
+    num_waiting = 0
+
+    async def work(_: Call) -> None:
+        nonlocal num_waiting
+        try:
+            raise shared
+        except OverloadedError:
+            num_waiting += 1
+            if num_waiting < 2:
+                await gate.wait()  # its frame is in the traceback of the other's error
+            raise
+
+    async with running(Service(work)) as echo:
+        first = asyncio.ensure_future(echo(b"x"))
+        while not num_waiting:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        with pytest.raises(grpc.RpcError, match="expired together"):
+            await echo(b"x")
+        await asyncio.sleep(0.05)  # until gRPC is done with it
+        gate.set()
+        with pytest.raises(grpc.RpcError, match="expired together"):
+            async with asyncio.timeout(10):
+                await first

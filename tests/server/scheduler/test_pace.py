@@ -27,6 +27,15 @@ def test_a_stated_budget_counts_instead() -> None:
     assert pace.prompt_tokens_beside(16) == 64
 
 
+def test_many_prompts_get_more_than_few_streams_lose() -> None:
+    pace = StepPace(DECODES, TOKEN_S)
+    assert pace.prompt_tokens_beside(8, num_prompts=4) == pace.prompt_tokens_beside(8)
+    assert pace.prompt_tokens_beside(8, num_prompts=8) == 104  # 27 + 108 ms, of 5 times 27
+    assert pace.prompt_tokens_beside(1, num_prompts=15) > 1000
+    stated = StepPace(DECODES, TOKEN_S, budget_s=0.130)
+    assert stated.prompt_tokens_beside(1, num_prompts=15) == 95, "what is stated holds"
+
+
 def test_prompts_get_on_however_short_the_budget() -> None:
     assert StepPace(DECODES, TOKEN_S, budget_s=0.001).prompt_tokens_beside(8) == 16
 
