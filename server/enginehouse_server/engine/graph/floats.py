@@ -14,6 +14,7 @@ from typing import Literal
 import ml_dtypes
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from enginehouse_server.errors import UnsupportedError
@@ -26,7 +27,10 @@ __all__ = ["HalfPrecision", "to_half"]
 HalfPrecision = Literal["fp16", "bf16"]
 
 _TYPES: dict[HalfPrecision, int] = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
-_DTYPES = {TensorProto.FLOAT16: np.dtype(np.float16), TensorProto.BFLOAT16: ml_dtypes.bfloat16}
+_DTYPES: dict[int, np.dtype[np.generic]] = {
+    TensorProto.FLOAT16: np.dtype(np.float16),
+    TensorProto.BFLOAT16: np.dtype(ml_dtypes.bfloat16),
+}
 _DOMAIN = "enginehouse"  # also begins every name that is added, so that none is there already
 
 # Whatever their inputs are, these compute in half precision …
@@ -116,7 +120,7 @@ class _Conversion:
             if self._half in wanted:
                 yield self._rounded(array, _half_name(tensor.name))
 
-    def _rounded(self, array: np.ndarray, name: str) -> TensorProto:  # type: ignore[type-arg]
+    def _rounded(self, array: NDArray[np.generic], name: str) -> TensorProto:
         if self._half == TensorProto.FLOAT16:
             most = np.finfo(np.float16).max
             array = np.clip(array, -most, most)  # infinity would make NaN of a product with 0

@@ -2,13 +2,14 @@
 
 import importlib
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 from enginehouse_server.errors import PlanMismatchError
 
-__all__ = ["FLAVOURS", "Flavour", "load_flavour"]
+__all__ = ["FLAVOURS", "Flavour", "Handle", "load_flavour"]
 
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
+Handle: TypeAlias = Any  # an object of a binding, which has no types
 
 # The binding has a second name where the vendor's own meta-package is installed.
 _MODULES: dict[Flavour, tuple[str, ...]] = {
