@@ -33,8 +33,11 @@ _CAPABILITIES: Mapping[str, Sequence[str]] = {
     "tensorrt-rtx": ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121"),
 }
 # The first GPUs that compute in it; older ones have no such arithmetic.
-_LEAST_CAPABILITY: Mapping[Precision, int] = {"tf32": 80, "bf16": 80, "fp8": 89}
-_ANY = 80  # a plan for any GPU is one for those from Ampere on
+_LEAST_CAPABILITY: Mapping[Precision, int] = {
+    **{"fp32": 80, "tf32": 80, "bf16": 80, "int4": 80},
+    "fp8": 89,
+}
+_ANY = 1 << 10  # a plan for any GPU is one for those that have the precision
 _NARROW = ("int8", "int4", "fp8")
 
 
@@ -71,10 +74,9 @@ def obstacle_to(
         return ""
     also = [p for p in allowed if all(_number(c) >= _LEAST_CAPABILITY.get(p, 0) for c in too_old)]
     able = [c for c in capabilities_of(backend) if _number(c) >= least]
-    shown = "a plan for any GPU" if too_old == ["any"] else _listed(too_old)
     return (
-        f"{precision} needs a GPU of sm{least} or newer, and this is {shown}: use {_listed(also)}, "
-        f"or {backend}:{','.join(able)}"
+        f"{precision} needs a GPU of sm{least} or newer, and this is {_listed(too_old)}: use "
+        f"{_listed(also)}, or {backend}:{','.join(able)}"
     )
 
 

@@ -50,6 +50,7 @@ class DecoderSource:
     Attributes:
         folder: Holds the graph.
         key: Names the graph's content.
+        inputs: Of the graph.
         task: What serves it.
         limits: What an engine takes.
         is_mixture: Whether tokens choose among experts.
@@ -58,6 +59,7 @@ class DecoderSource:
 
     folder: Path
     key: str
+    inputs: tuple[Tensor, ...]
     task: GenerateTask
     limits: Limits
     is_mixture: bool

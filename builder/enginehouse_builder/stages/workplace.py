@@ -20,6 +20,7 @@ from enginehouse_server.engine.device import Device
 
 __all__ = [
     "BUILDER",
+    "LAYERS_FILE",
     "MODEL_FILE",
     "PLAN_FILE",
     "REFERENCE_FILE",
@@ -37,6 +38,7 @@ Report = Callable[[str], None]
 
 MODEL_FILE = "model.onnx"
 PLAN_FILE = "model.plan"
+LAYERS_FILE = "model.layers.json"  # what the network of a plan is made of
 REFERENCE_FILE = "reference.json"
 BUILDER, SERVER = "enginehouse_builder", "enginehouse_server"
 RESULT_CODE = (f"{BUILDER}.manifest", __name__)  # what every result depends on

@@ -8,7 +8,6 @@ from enginehouse_builder.certify import CertifiedDecoder
 from enginehouse_builder.display import StageDisplay
 from enginehouse_builder.errors import CertificateError
 from enginehouse_builder.cache_precision import cache_precision_of
-from enginehouse_builder.precisions import arithmetic_of
 from enginehouse_builder.quantize import WeightPrecision
 from enginehouse_builder.sources import DecoderSource
 from enginehouse_builder.stages import MODEL_FILE, Result
@@ -20,9 +19,9 @@ from enginehouse_builder.stages.decoder import (
     run_measure,
     run_quantize,
 )
+from enginehouse_builder.stages.compile import Ahead, GraphInTypes
 from enginehouse_builder.targets import Target
 from enginehouse_builder.version_files import ProvenDecoder
-from enginehouse_server.engine.ahead import decoder_profiles
 from enginehouse_server.engine.base import Precision
 from enginehouse_server.engine.create import attention_for
 from enginehouse_server.engine.decoder import (
@@ -31,8 +30,9 @@ from enginehouse_server.engine.decoder import (
     DecoderSpec,
     LayerGeometry,
 )
+from enginehouse_server.engine.tensorrt.plan import decoder_profiles
 
-from .ahead import PlanJob, compiled, typed
+from .ahead import compiled, in_types, order_for
 from .building import Building, by_target
 from .rounds import Verdicts, prove
 
@@ -92,12 +92,10 @@ class _Decoders:
             attention = attention_for(target.backend, self._layers)
         cache_precision = cache_precision_of(target, attention, self._asked)
         model, key = self._file(target.precision)
-        arithmetic = arithmetic_of(target.precision, is_typed=target.is_plan)
-        if arithmetic in ("fp16", "bf16") and target.backend != "openvino":
-            model, key = typed(self._building, model, key, arithmetic)
+        graph = in_types(self._building, target, model, key)
         limits = self._source.limits
         spec = DecoderSpec(
-            model=model,
+            model=graph.model,
             precision=target.precision,
             cache_precision=cache_precision,
             layers=self._layers,
@@ -109,12 +107,8 @@ class _Decoders:
             num_threads=self._building.place.num_threads,
             attention=attention,
         )
-        graph = DecoderGraph(target, spec, key, self._source.is_mixture)
-        if not target.is_plan:
-            return graph
-        profiles = decoder_profiles(spec)
-        job = PlanJob(model, key, profiles, self._layers)
-        return replace(graph, ahead=compiled(self._building, target, job))
+        ahead = self._ahead(target, graph) if target.is_plan else None
+        return DecoderGraph(target, spec, graph.key, self._source.is_mixture, ahead)
 
     def certify(self, graphs: Sequence[DecoderGraph]) -> Verdicts[Result[CertifiedDecoder]]:
         """Each engine's certificate, or why it has none."""
@@ -138,6 +132,14 @@ class _Decoders:
             building.took("certify", *(v for v in verdicts if isinstance(v, Result)))
             stage.result = proof + by_target(said)
         return verdicts
+
+    def _ahead(self, target: Target, graph: GraphInTypes) -> Ahead:
+        limits = self._source.limits
+        profiles = decoder_profiles(
+            self._layers, limits.max_tokens, limits.max_batch_tokens, limits.max_batch
+        )
+        order = order_for(self._building, target, profiles, self._layers, limits.max_tokens)
+        return compiled(self._building, target, graph, order, self._source.inputs)
 
     def _convert(self, stage: StageDisplay, graphs: Sequence[DecoderGraph]) -> str:
         """Proves the conversion in fp32, once for all targets, unless one of them is the proof."""

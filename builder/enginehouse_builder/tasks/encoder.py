@@ -9,7 +9,6 @@ from enginehouse_builder.certify import Certified, Judged
 from enginehouse_builder.engine_file import EngineFile
 from enginehouse_builder.errors import CertificateError
 from enginehouse_builder.manifest import ClassifyTask
-from enginehouse_builder.precisions import arithmetic_of
 from enginehouse_builder.quantize import EightBits
 from enginehouse_builder.sources import EncoderSource
 from enginehouse_builder.stages import MODEL_FILE, Result
@@ -25,7 +24,7 @@ from enginehouse_builder.version_files import ProvenEncoder
 from enginehouse_server.engine.ahead import encoder_profiles
 from enginehouse_server.engine.base import Shape
 
-from .ahead import PlanJob, compiled, typed
+from .ahead import compiled, in_types, order_for
 from .building import Building, by_target
 from .rounds import Verdicts, prove
 
@@ -76,17 +75,16 @@ def _graph(building: Building, source: EncoderSource, target: Target) -> Graph:
     model, key = source.folder / MODEL_FILE, source.key
     if target.precision in ("int8", "fp8"):
         model, key = _rounded(building, source, target.precision)
-    arithmetic = arithmetic_of(target.precision, is_typed=target.is_plan)
-    if arithmetic in ("fp16", "bf16") and target.backend != "openvino":
-        model, key = typed(building, model, key, arithmetic)
-    file = replace(graph_file(building, source, model, target.backend), precision=target.precision)
-    if not target.is_plan:
-        return Graph(target, file, key)
-    shapes = [Shape(batch, b.length) for b in source.buckets for batch in b.batches]
-    profiles = encoder_profiles(source.input_names, shapes)
-    return Graph(
-        target, file, key, compiled(building, target, PlanJob(model, key, profiles))
+    graph = in_types(building, target, model, key)
+    file = replace(
+        graph_file(building, source, graph.model, target.backend), precision=target.precision
     )
+    if not target.is_plan:
+        return Graph(target, file, graph.key)
+    shapes = [Shape(batch, b.length) for b in source.buckets for batch in b.batches]
+    order = order_for(building, target, encoder_profiles(source.input_names, shapes))
+    ahead = compiled(building, target, graph, order, source.inputs)
+    return Graph(target, file, graph.key, ahead)
 
 
 def _rounded(

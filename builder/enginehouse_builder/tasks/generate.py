@@ -106,6 +106,7 @@ def _source(
     return DecoderSource(
         folder=exported.folder,
         key=exported.key,
+        inputs=value.inputs,
         task=value.generate,
         limits=limits,
         is_mixture=value.is_mixture,

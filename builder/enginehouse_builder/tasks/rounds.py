@@ -80,7 +80,8 @@ def _again(
 ) -> Target | None:
     """The target in the precision that is tried next, if there is one."""
     precision = retry_of(target.backend, target.capabilities, target.precision, task)
-    if precision is None:
+    device = building.place.devices.get(target.backend)
+    if precision is None or (device is not None and not device.has_bf16):
         return None
     building.note(
         f"{target.name} does not keep its certificate in {target.precision}, so it is built in "
