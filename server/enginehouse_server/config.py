@@ -109,7 +109,7 @@ class GenerateConfig:
 class EngineConfig:
     """How engines run."""
 
-    require: Literal["any", "openvino", "onnxruntime"] = setting(
+    require: Literal["any", "openvino", "onnxruntime", "tensorrt", "tensorrt-rtx"] = setting(
         "any",
         "Serve every model on this runtime or, where one cannot be, none: end with exit code 4; "
         "any is the best engine of each model that can be served here.",
@@ -134,6 +134,11 @@ class ServerConfig:
         (), "A name for a version, NAME:LABEL=VERSION; may be given several times."
     )
     http_listen: str = setting("127.0.0.1:8080", "Address of /metrics, host:port; 0 picks a port.")
+    build_missing: bool = setting(
+        False,
+        "Where a model's engines leave this machine's GPU to a slower runtime, or unused, compile "
+        "the better engine beside serving, as its next version.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = setting("info", "Least level logged.")
     log_format: Literal["text", "json"] = setting("text", "Form of the log lines on stderr.")
     grpc: GrpcConfig = field(default_factory=GrpcConfig)

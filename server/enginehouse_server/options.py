@@ -18,6 +18,7 @@ __all__ = ["Setting", "config_options", "load_config", "settings", "settings_tab
 
 _PREFIX = "ENGINEHOUSE_"
 _TYPES: dict[Any, "click.ParamType[Any, Any]"] = {
+    bool: click.BOOL,
     int: click.INT,
     float: click.FLOAT,
     str: click.STRING,
@@ -56,8 +57,8 @@ class Setting(NamedTuple):
 
     @property
     def default_text(self) -> str:
-        """The default, as a person writes it."""
-        return "" if self.default == () else str(self.default)
+        """The default, as a person writes it; nothing of what is off or empty."""
+        return "" if self.default == () or self.default is False else str(self.default)
 
 
 def settings(tree: type = ServerConfig, section: str = "") -> Iterator[Setting]:
@@ -85,9 +86,7 @@ def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for s in reversed(list(settings())):
         unit = f", {s.unit}" if s.unit else ""
         shown = f" [default: {s.default_text}{unit}]" if s.default_text else ""
-        command = click.option(
-            s.flag, s.name, type=_click_type(s.kind), multiple=_is_list(s), help=s.text + shown
-        )(command)
+        command = _option(s, s.text + shown)(command)
     file = click.Path(exists=True, dir_okay=False, path_type=Path)
     return click.option("--config", type=file, help="TOML file of settings, by section.")(command)
 
@@ -129,6 +128,13 @@ def load_config(
 
 def _setting(section: str, f: "Field[Any]", kind: Any) -> Setting:  # noqa: ANN401
     return Setting(section, f.name, kind, f.default, f.metadata["help"], f.metadata["unit"])
+
+
+def _option(s: Setting, text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    if s.kind is bool:  # None where it is not given, so that a variable or the file counts
+        return click.option(s.flag, s.name, is_flag=True, default=None, help=text)
+    kind = _click_type(s.kind)
+    return click.option(s.flag, s.name, type=kind, multiple=_is_list(s), help=text)
 
 
 def _is_list(s: Setting) -> bool:

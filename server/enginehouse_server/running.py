@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .config import ServerConfig
+from .engine.machine import Machine
 from .engine.threads import available_threads, default_lanes
 from .repository import (
     DecoderSettings,
@@ -37,13 +38,14 @@ __all__ = ["create_runner", "load_version"]
 
 
 def load_version(
-    folder: Path, config: ServerConfig, check: Callable[[], None]
+    folder: Path, config: ServerConfig, machine: Machine, check: Callable[[], None]
 ) -> LoadedClassifier | LoadedDecoder:
     """Loads a version of whatever task; blocking.
 
     Args:
         folder: Of the version.
         config: Says how.
+        machine: This one.
         check: Called every now and then; what it raises ends the loading.
 
     Raises:
@@ -62,6 +64,7 @@ def load_version(
                 max_running=generate.max_running,
                 max_step_tokens=generate.max_step_tokens,
                 required=required,
+                machine=machine,
             ),
             check,
         )
@@ -74,6 +77,7 @@ def load_version(
             max_batch=config.batching.max_batch,
             max_batch_tokens=config.batching.max_batch_tokens,
             required=required,
+            machine=machine,
         ),
         check,
     )

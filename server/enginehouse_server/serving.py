@@ -5,18 +5,30 @@ import logging
 import os
 import signal
 import threading
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from .building import build_engines, missing_engines
 from .config import ServerConfig, join_address, split_address
+from .engine.machine import Machine, probe_machine
 from .engine.priority import compute_first, give_way
-from .errors import ModelNotFoundError, NotReadyError, UnloadableError
-from .repository import Catalog, Entry, Found, LoadedClassifier, LoadedDecoder, scan
+from .errors import ModelNotFoundError, NotReadyError, RepositoryError, UnloadableError
+from .repository import (
+    Catalog,
+    Entry,
+    Found,
+    LoadedClassifier,
+    LoadedDecoder,
+    machine_for,
+    read_version,
+    scan,
+)
 from .rpc import GrpcServer
 from .running import create_runner, load_version
 from .tasks import Generator
 from .telemetry import Metrics
-from .telemetry.metrics import MetricsPage
+from .telemetry.metrics import MetricsPage, ServedBy
 
 __all__ = ["Server", "run"]
 
@@ -34,6 +46,7 @@ class Server:
         self._catalog = Catalog(config.version_labels, self._on_change)
         self._grpc = GrpcServer(config.grpc, self._catalog, self._metrics)
         self._page: MetricsPage | None = None
+        self._builds: asyncio.Task[None] | None = None
         self._is_closing = threading.Event()
 
     async def start(self) -> tuple[str, str]:
@@ -55,18 +68,23 @@ class Server:
         for found in chosen:
             self._catalog.put(Entry(found.model, found.version, "loading", "it is being loaded"))
             await self._grpc.set_health(found.model, serving=False)
+        machine = await asyncio.to_thread(_machine_for, chosen, self._config)
         for found in chosen:
-            await self._load(found)
+            await self._load(found, machine)
             self._check_required(found)
         if not any(e.state == "ready" for e in self._catalog):
             raise UnloadableError(f"nothing in {self._config.repository} can be served")
         await self._grpc.set_health("", serving=True)
+        if self._config.build_missing:
+            missing = missing_engines(chosen, self._config.repository, machine)
+            self._builds = asyncio.create_task(build_engines(missing))
         return address, join_address(host, self._page.port)
 
     async def stop(self) -> None:
         """Says not-serving, waits for balancers to see it, finishes what is in flight, stops."""
         config = self._config.grpc
         await self._grpc.say_not_serving()
+        await self._end_builds()
         await asyncio.sleep(config.drain_delay_s)
         for entry in list(self._catalog):
             if entry.state == "ready":
@@ -82,6 +100,7 @@ class Server:
     async def close(self) -> None:
         """Releases everything, without waiting for anybody; what is being loaded soon ends."""
         self._is_closing.set()
+        await self._end_builds()
         await self._grpc.stop(0)
         for entry in list(self._catalog):
             if entry.runner is not None and entry.loaded is not None:
@@ -90,11 +109,16 @@ class Server:
         if self._page is not None:
             await asyncio.to_thread(self._page.close)
 
-    async def _load(self, found: Found) -> None:
+    async def _end_builds(self) -> None:
+        if self._builds is not None:
+            self._builds.cancel()
+            await asyncio.wait([self._builds])
+
+    async def _load(self, found: Found, machine: Machine) -> None:
         loading = Entry(found.model, found.version, "loading", "it is being loaded")
         name = f"{found.model} version {found.version}"
         try:
-            loaded = await asyncio.to_thread(self._load_blocking, found.folder)
+            loaded = await asyncio.to_thread(self._load_blocking, found.folder, machine)
         except UnloadableError as error:
             _log.error("%s cannot be served: %s", name, error)
             self._catalog.put(replace(loading, state="unloadable", reason=str(error)))
@@ -113,6 +137,8 @@ class Server:
             loaded.chosen.precision,
             loaded.engine.device,
         )
+        served_by = ServedBy(loaded.engine.backend, loaded.chosen.precision, loaded.engine.device)
+        self._metrics.set_engine(found.model, found.version, served_by)
         entry = Entry(found.model, found.version, "ready", "", loaded, runner)
         self._catalog.put(entry)
         await self._grpc.set_health(found.model, serving=True)
@@ -126,10 +152,10 @@ class Server:
         if required != "any" and entry.state != "ready":
             raise UnloadableError(f"--require {required} cannot be kept: {entry.reason}")
 
-    def _load_blocking(self, folder: Path) -> LoadedClassifier | LoadedDecoder:
+    def _load_blocking(self, folder: Path, machine: Machine) -> LoadedClassifier | LoadedDecoder:
         if self._gave_way:
             compute_first()
-        return load_version(folder, self._config, self._check_open)
+        return load_version(folder, self._config, machine, self._check_open)
 
     def _check_open(self) -> None:
         """Raises NotReadyError when the server is being closed; any thread may call."""
@@ -191,6 +217,21 @@ def _chosen(found: list[Found], config: ServerConfig) -> list[Found]:
                 raise ModelNotFoundError(_missing(name, number, found, config.repository))
             chosen.append(by_version[name, number])
     return chosen
+
+
+def _machine_for(chosen: list[Found], config: ServerConfig) -> Machine:
+    """This machine, as far as what is to be served or built needs to know it."""
+    if config.build_missing:
+        machine = probe_machine()
+    else:
+        manifests = []
+        for found in chosen:
+            with suppress(RepositoryError):  # loading it will say so
+                manifests.append(read_version(found.folder))
+        machine = machine_for(manifests)
+    gpus = ", ".join(f"{gpu.name} ({gpu.compute_capability})" for gpu in machine.gpus)
+    _log.info("this machine: %s, %s", machine.processor, gpus or "no GPU")
+    return machine
 
 
 def _warn_of_labels(chosen: list[Found], config: ServerConfig) -> None:

@@ -26,11 +26,13 @@ class _Known(NamedTuple):
 
 _KNOWN = {
     "build": _Known("Turn a Hugging Face model into a certified engine.", "builder", True),
+    "check": _Known("Say which engines of a repository run on a machine, and why not.", "server"),
     "classify": _Known("Classify texts with a served model."),
     "demo": _Known("Train and build the demo models.", "demo", True),
     "generate": _Known("Continue a prompt with a served model, or talk to it."),
     "inspect": _Known("Show what a repository holds, and how it was proven.", "builder"),
     "loadtest": _Known("Measure a server under load.", "loadtest"),
+    "machine": _Known("Show what this machine can run engines on.", "server"),
     "serve": _Known("Serve a repository of engines over gRPC.", "server", True),
 }
 

@@ -5,14 +5,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from enginehouse_builder.manifest import BuiltEngine
-from enginehouse_server.engine.create import BACKENDS
+from enginehouse_server.engine.machine import Machine
 from enginehouse_server.errors import DeviceError, PlanMismatchError, UnloadableError
+
+from .compatibility import judge, rank
+from .verdict import AnyEngine, Rebuild
 
 __all__ = ["Choice", "choose"]
 
 _log = logging.getLogger(__name__)
-B = TypeVar("B", bound=BuiltEngine)
+B = TypeVar("B", bound=AnyEngine)
 L = TypeVar("L")
 
 
@@ -31,19 +33,27 @@ class Choice(Generic[B, L]):
     passed_over: tuple[str, ...]
 
 
-def choose(engines: Sequence[B], load: Callable[[B], L], name: str, required: str) -> Choice[B, L]:
-    """Loads the best engine that can be served.
+def choose(
+    engines: Sequence[B],
+    load: Callable[[B], L],
+    rebuild: Rebuild,
+    machine: Machine,
+    required: str = "",
+) -> Choice[B, L]:
+    """Loads the best engine that can be served; what cannot run on the machine is not touched.
 
     Args:
         engines: Of the version.
         load: Loads and proves one.
-        name: What messages call the version.
+        rebuild: Makes another engine of the model, for messages.
+        machine: This one.
         required: The backend that must run it; empty for any.
 
     Raises:
         UnloadableError: None can be served; every reason is in the message.
         DeviceError: The only one failed while it was proven.
     """
+    name = rebuild.model
     passed_over: list[str] = []
     able = [engine for engine in engines if required in ("", engine.backend)]
     if not able:
@@ -52,8 +62,9 @@ def choose(engines: Sequence[B], load: Callable[[B], L], name: str, required: st
             f"{', '.join(engine.backend for engine in engines)}: build it with --target "
             f"{required}, or serve it without --require"
         )
-    for built in sorted(able, key=_rank):
+    for built in sorted(able, key=lambda engine: rank(engine, machine)):
         try:
+            _check(built, machine, rebuild)
             loaded = load(built)
         except (UnloadableError, DeviceError) as error:
             if len(able) == 1:
@@ -69,9 +80,13 @@ def choose(engines: Sequence[B], load: Callable[[B], L], name: str, required: st
     raise UnloadableError(f"{name} has no engine that can be served: {'; '.join(passed_over)}")
 
 
-def _rank(engine: BuiltEngine) -> int:
-    known = engine.backend in BACKENDS
-    return BACKENDS.index(engine.backend) if known else len(BACKENDS)
+def _check(engine: AnyEngine, machine: Machine, rebuild: Rebuild) -> None:
+    """Raises PlanMismatchError for an engine that cannot run here."""
+    verdict = judge(engine, machine, rebuild)
+    if not verdict.runs:
+        raise PlanMismatchError(f"{verdict.reason}; {verdict.remedy}")
+    for note in verdict.notes:
+        _log.info("%s: the engine of %s: %s", rebuild.model, engine.target, note)
 
 
 def _why(required: str, others: Sequence[str], num_passed_over: int) -> str:

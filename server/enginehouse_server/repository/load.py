@@ -15,11 +15,14 @@ import numpy as np
 from enginehouse_builder.manifest import ClassifyTask, Engine, Manifest
 from enginehouse_server.engine.base import EncoderEngine, EncoderLane, EncoderSpec, Logits, Shape
 from enginehouse_server.engine.create import create_encoder
+from enginehouse_server.engine.machine import Machine
 from enginehouse_server.errors import ProbeError, RepositoryError
 from enginehouse_server.scheduler import EncoderWork, LatencyModel, ShapeGrid
 from enginehouse_server.text import TextInput, Tokenizer
 
 from .choose import choose
+from .machines import machine_for
+from .verdict import Rebuild
 from .verify import verify_files
 from .version import name_of, read_version, tokenizer_file
 
@@ -42,6 +45,7 @@ class LoadSettings:
         max_batch_tokens: Most padded tokens of a batch of several inputs; 0 is what keeps the
             threads busy.
         required: The backend that must run it; empty for any.
+        machine: This one; None to look at it.
     """
 
     num_threads: int
@@ -50,6 +54,7 @@ class LoadSettings:
     max_batch: int = 0
     max_batch_tokens: int = 0
     required: str = ""
+    machine: Machine | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +118,9 @@ def load_classifier(
             raise
         return engine
 
-    choice = choose(manifest.engines, load, name, settings.required)
+    machine = settings.machine or machine_for([manifest])
+    rebuild = Rebuild(manifest.model, folder.parent.parent)
+    choice = choose(manifest.engines, load, rebuild, machine, settings.required)
     chosen = choice.built
     measured = {Shape(r.batch, r.length): r.median_ms / 1e3 for r in chosen.latency}
     return LoadedClassifier(

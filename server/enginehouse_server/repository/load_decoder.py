@@ -12,13 +12,16 @@ from enginehouse_builder.manifest import DecoderEngine as BuiltDecoder
 from enginehouse_builder.manifest import GenerateTask, Manifest
 from enginehouse_server.engine.create import create_decoder
 from enginehouse_server.engine.decoder import DecoderEngine, DecoderSpec, LayerGeometry
+from enginehouse_server.engine.machine import Machine
 from enginehouse_server.engine.memory import available_bytes
 from enginehouse_server.errors import PlanMismatchError, RepositoryError
 from enginehouse_server.sampling import StructureCompiler
 from enginehouse_server.text import ChatTemplate, Vocabulary, read_chat_template
 
 from .choose import choose
+from .machines import machine_for
 from .prove_decoder import prove_decoder
+from .verdict import Rebuild
 from .verify import verify_files
 from .version import name_of, read_version, tokenizer_file
 
@@ -40,6 +43,7 @@ class DecoderSettings:
         max_running: Most sequences that run at once.
         max_step_tokens: Most tokens of a step.
         required: The backend that must run it; empty for any.
+        machine: This one; None to look at it.
     """
 
     num_threads: int
@@ -48,6 +52,7 @@ class DecoderSettings:
     max_running: int = 0
     max_step_tokens: int = 0
     required: str = ""
+    machine: Machine | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +111,9 @@ def load_decoder(
             raise
         return engine
 
-    choice = choose(manifest.decoders, load, name, settings.required)
+    machine = settings.machine or machine_for([manifest])
+    rebuild = Rebuild(manifest.model, folder.parent.parent)
+    choice = choose(manifest.decoders, load, rebuild, machine, settings.required)
     limits = choice.loaded.limits
     _log.info(
         "%s: the cache holds %d tokens in %d blocks; up to %d sequences of up to %d tokens",

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from enginehouse_server.errors import RepositoryError
 
-__all__ = ["Found", "scan"]
+__all__ = ["Found", "is_version_number", "scan"]
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def _versions_of(model: Path) -> list[Found]:
         return [
             Found(model.name, int(folder.name), folder)
             for folder in model.iterdir()
-            if _is_candidate(folder) and _is_number(folder.name)
+            if _is_candidate(folder) and is_version_number(folder.name)
         ]
     except OSError as error:
         _log.warning("%s is passed over: it cannot be read (%s)", model, error.strerror)
@@ -55,5 +55,6 @@ def _is_candidate(path: Path) -> bool:
     return path.is_dir() and not path.name.startswith(".")
 
 
-def _is_number(name: str) -> bool:
+def is_version_number(name: str) -> bool:
+    """Whether a folder of that name can be a version: a positive number, as it is written."""
     return name.isascii() and name.isdigit() and name[0] != "0"

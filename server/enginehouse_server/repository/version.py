@@ -5,7 +5,9 @@ from pathlib import Path
 from enginehouse_builder.manifest import Manifest, ManifestError, read_manifest
 from enginehouse_server.errors import RepositoryError
 
-__all__ = ["name_of", "read_version", "tokenizer_file"]
+from .verdict import AnyEngine
+
+__all__ = ["all_engines", "name_of", "read_version", "tokenizer_file"]
 
 
 def read_version(folder: Path) -> Manifest:
@@ -23,6 +25,11 @@ def read_version(folder: Path) -> Manifest:
             f"{folder} holds {name_of(manifest)}: a version's folder must be <model>/<version>"
         )
     return manifest
+
+
+def all_engines(manifest: Manifest) -> tuple[AnyEngine, ...]:
+    """The engines, of whatever task."""
+    return (*manifest.engines, *manifest.decoders)
 
 
 def name_of(manifest: Manifest) -> str:

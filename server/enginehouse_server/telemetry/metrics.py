@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import cache
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import start_http_server
@@ -10,12 +11,20 @@ from prometheus_client.process_collector import ProcessCollector
 
 from .generate_metrics import DecoderMetrics, GenerateMetrics
 
-__all__ = ["MODEL_STATES", "Metrics", "MetricsPage"]
+__all__ = ["MODEL_STATES", "Metrics", "MetricsPage", "ServedBy"]
 
 MODEL_STATES = ("loading", "ready", "unloadable", "draining")
 _LABELS = ("model", "version")
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _BATCH_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128)
+
+
+class ServedBy(NamedTuple):
+    """An engine, as its metric has it: the runtime, the precision, and what it runs on."""
+
+    backend: str
+    precision: str
+    device: str
 
 
 class Metrics:
@@ -64,6 +73,12 @@ class Metrics:
             (*_LABELS, "state"),
             registry=registry,
         )
+        self.model_engine = Gauge(
+            "enginehouse_model_engine",
+            "1 for the engine that a model is served by.",
+            (*_LABELS, "backend", "precision", "device"),
+            registry=registry,
+        )
         rpcs = Counter(
             "enginehouse_rpcs",
             "Calls ended, by RPC and gRPC status code, whether or not they reached a model.",
@@ -90,6 +105,10 @@ class Metrics:
         """Says which state a model is in."""
         for other in MODEL_STATES:
             self.model_state.labels(model, str(version), other).set(other == state)
+
+    def set_engine(self, model: str, version: int, engine: "ServedBy") -> None:
+        """Says which engine a model is served by."""
+        self.model_engine.labels(model, str(version), *engine).set(1)
 
 
 class _RequestMetrics:
