@@ -34,7 +34,7 @@ _CAPABILITIES: Mapping[str, Sequence[str]] = {
 }
 # The first GPUs that compute in it; older ones have no such arithmetic.
 _LEAST_CAPABILITY: Mapping[Precision, int] = {
-    **{"fp32": 80, "tf32": 80, "bf16": 80, "int4": 80},
+    "fp32": 80, "tf32": 80, "bf16": 80, "int4": 80,
     "fp8": 89,
 }
 _ANY = 1 << 10  # a plan for any GPU is one for those that have the precision

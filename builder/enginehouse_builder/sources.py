@@ -1,6 +1,8 @@
 """What engines are made from and judged by, whether the original is here or only a version of it."""
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from .certify import ContinuationFile, ReferenceFile
 from .manifest import Bucket, ClassifyTask, GenerateTask, Limits, Tensor
 from .stages import Result
 
-__all__ = ["DecoderSource", "EncoderSource"]
+__all__ = ["DecoderSource", "EncoderSource", "content_key"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,6 @@ class DecoderSource:
         inputs: Of the graph.
         task: What serves it.
         limits: What an engine takes.
-        is_mixture: Whether tokens choose among experts.
         reference: The original's continuations.
     """
 
@@ -62,5 +63,13 @@ class DecoderSource:
     inputs: tuple[Tensor, ...]
     task: GenerateTask
     limits: Limits
-    is_mixture: bool
     reference: Result[ContinuationFile]
+
+
+def content_key(hashes: Mapping[str, str]) -> str:
+    """Names a graph by its files, wherever they lie.
+
+    Args:
+        hashes: SHA-256 by name of the file.
+    """
+    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()

@@ -7,6 +7,7 @@ from typing import Literal
 
 from enginehouse_server.engine.base import Precision
 from enginehouse_server.engine.decoder import CachePrecision
+
 __all__ = ["BuildSpec", "Task"]
 
 Task = Literal["classify", "generate"]

@@ -30,6 +30,7 @@ from .manifest import (
     Tensor,
 )
 from .publish import Item
+from .sources import content_key
 from .stages import MODEL_FILE, REFERENCE_FILE
 from .targets import Target
 
@@ -41,6 +42,7 @@ __all__ = [
     "ProvenDecoder",
     "ProvenEncoder",
     "ProvenGenerator",
+    "graph_key",
     "items_of",
     "manifest_of",
     "original_items",
@@ -195,6 +197,12 @@ def items_of(parts: Parts) -> list[Item]:
         for item in _items(folder, f"{_MODEL}*", prefix)
     ]
     return [*own, *parts.origin.items, *parts.kept.items]
+
+
+def graph_key(folder: Path) -> str:
+    """Names the canonical graph of a folder by its content."""
+    hashes = sealed_hashes(folder)
+    return content_key({p.name: hashes[p] for p in sorted(folder.glob(f"{MODEL_FILE}*"))})
 
 
 def original_items(exported: Path, reference: Path) -> tuple[Item, ...]:

@@ -63,6 +63,7 @@ class GenerateTask:
         eos_ids: Tokens that end a sequence.
         has_chat_template: Whether the tokenizer's folder has one.
         defaults: Of sampling.
+        is_mixture: Whether tokens choose among experts.
     """
 
     vocab_size: int
@@ -70,6 +71,7 @@ class GenerateTask:
     eos_ids: tuple[int, ...]
     has_chat_template: bool
     defaults: GenerationDefaults
+    is_mixture: bool = False
 
 
 @dataclass(frozen=True, slots=True)

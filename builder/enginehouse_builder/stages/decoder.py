@@ -17,7 +17,7 @@ from enginehouse_builder.measure_decoder import contexts_of, measure_decoder
 from enginehouse_builder.quantize import QuantizedWeights, WeightPrecision, quantize_weights
 from enginehouse_builder.sources import DecoderSource
 from enginehouse_builder.targets import Target
-from enginehouse_server.engine.decoder import DecoderEngine, DecoderSpec
+from enginehouse_server.engine.decoder import CachePrecision, DecoderEngine, DecoderSpec
 
 from .compile import Ahead
 from .workplace import BUILDER, MODEL_FILE, RESULT_CODE, SERVER, Report, Result, Workplace
@@ -153,9 +153,7 @@ def _certified(
         graph.spec,
         cache_bytes=cache_bytes(graph.spec, _cached_tokens(reference.value)),
     )
-    judged = JudgedDecoder(
-        spec.precision, spec.cache_precision, graph.is_mixture, graph.stands_for
-    )
+    judged = JudgedDecoder(spec.precision, spec.cache_precision, graph.is_mixture, graph.stands_for)
 
     def make(_: Path) -> CertifiedDecoder:
         with _opened(graph, spec) as engine:
@@ -169,7 +167,11 @@ def _opened(graph: DecoderGraph, spec: DecoderSpec) -> AbstractContextManager[De
     if graph.ahead is None:
         return opened_decoder(spec, graph.target.backend)
     if graph.ahead.stands_for:
-        return opened_stand_in(replace(spec, model=graph.ahead.stand_in))
+        # What is rounded to bf16 is kept, and computed, in fp32.
+        kept: CachePrecision = "fp16" if spec.cache_precision == "fp16" else "fp32"
+        return opened_stand_in(
+            replace(spec, model=graph.ahead.stand_in, precision="fp32", cache_precision=kept)
+        )
     return opened_decoder(replace(spec, model=graph.ahead.file), graph.target.backend)
 
 

@@ -128,9 +128,7 @@ def _plan(
     profiles = tuple(
         PlanProfile(
             profile.role,
-            tuple(
-                PlanTensor(r.name, dtypes[r.name], r.min, r.opt, r.max) for r in profile.inputs
-            ),
+            tuple(PlanTensor(r.name, dtypes[r.name], r.min, r.opt, r.max) for r in profile.inputs),
         )
         for profile in order.profiles
     )

@@ -14,7 +14,13 @@ from enginehouse_builder.stages import MODEL_FILE, Result
 from enginehouse_builder.stages.classify import run_export, run_reference
 from enginehouse_builder.stages.context import Context
 from enginehouse_builder.stages.encoder import run_padding
-from enginehouse_builder.version_files import Origin, Parts, ProvenClassifier, original_items
+from enginehouse_builder.version_files import (
+    Origin,
+    Parts,
+    ProvenClassifier,
+    graph_key,
+    original_items,
+)
 from enginehouse_server.text import Tokenizer
 
 from .building import Building
@@ -99,7 +105,7 @@ def _source(
         stage.report("comparing alone and padded answers")
         source = EncoderSource(
             folder=exported.folder,
-            key=exported.key,
+            key=graph_key(exported.folder),
             inputs=value.inputs,
             task=value.classify,
             limits=limits,
@@ -112,7 +118,7 @@ def _source(
             building, source, exported.folder / MODEL_FILE, building.place.proving_backend
         )
         judged = Judged("fp32", value.classify, limits)
-        padding = run_padding(building.place, file, exported.key, judged, rows)
+        padding = run_padding(building.place, file, source.key, judged, rows)
         building.took("reference", reference, padding)
         task = replace(
             value.classify, padding="invariant" if padding.value.is_invariant else "equal_length"

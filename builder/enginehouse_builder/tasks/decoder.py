@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from dataclasses import astuple, replace
 from pathlib import Path
 
+from enginehouse_builder.cache_precision import cache_precision_of
 from enginehouse_builder.certify import CertifiedDecoder
 from enginehouse_builder.display import StageDisplay
 from enginehouse_builder.errors import CertificateError
-from enginehouse_builder.cache_precision import cache_precision_of
 from enginehouse_builder.quantize import WeightPrecision
 from enginehouse_builder.sources import DecoderSource
 from enginehouse_builder.stages import MODEL_FILE, Result
+from enginehouse_builder.stages.compile import Ahead, GraphInTypes
 from enginehouse_builder.stages.decoder import (
     DecoderGraph,
     StepTimes,
@@ -19,7 +20,6 @@ from enginehouse_builder.stages.decoder import (
     run_measure,
     run_quantize,
 )
-from enginehouse_builder.stages.compile import Ahead, GraphInTypes
 from enginehouse_builder.targets import Target
 from enginehouse_builder.version_files import ProvenDecoder
 from enginehouse_server.engine.base import Precision
@@ -108,7 +108,7 @@ class _Decoders:
             attention=attention,
         )
         ahead = self._ahead(target, graph) if target.is_plan else None
-        return DecoderGraph(target, spec, graph.key, self._source.is_mixture, ahead)
+        return DecoderGraph(target, spec, graph.key, self._source.task.is_mixture, ahead)
 
     def certify(self, graphs: Sequence[DecoderGraph]) -> Verdicts[Result[CertifiedDecoder]]:
         """Each engine's certificate, or why it has none."""
@@ -182,9 +182,7 @@ class _Decoders:
         return quantized.folder / MODEL_FILE, quantized.key
 
 
-def _measure(
-    building: Building, graphs: Sequence[DecoderGraph]
-) -> list[Result[StepTimes] | None]:
+def _measure(building: Building, graphs: Sequence[DecoderGraph]) -> list[Result[StepTimes] | None]:
     """Times what runs here; None for what does not."""
     measured: list[Result[StepTimes] | None] = []
     said = []

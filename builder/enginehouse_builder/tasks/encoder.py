@@ -87,9 +87,7 @@ def _graph(building: Building, source: EncoderSource, target: Target) -> Graph:
     return Graph(target, file, graph.key, ahead)
 
 
-def _rounded(
-    building: Building, source: EncoderSource, precision: EightBits
-) -> tuple[Path, str]:
+def _rounded(building: Building, source: EncoderSource, precision: EightBits) -> tuple[Path, str]:
     """The graph in levels of eight bits, and its key."""
     with building.stage("quantize") as stage:
         quantized = run_quantize(building.place, source, precision, stage.report)

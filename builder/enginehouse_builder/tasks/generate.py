@@ -9,7 +9,13 @@ from enginehouse_builder.spec import BuildSpec
 from enginehouse_builder.stages import Result
 from enginehouse_builder.stages.context import Context
 from enginehouse_builder.stages.generate import run_export, run_reference
-from enginehouse_builder.version_files import Origin, Parts, ProvenGenerator, original_items
+from enginehouse_builder.version_files import (
+    Origin,
+    Parts,
+    ProvenGenerator,
+    graph_key,
+    original_items,
+)
 from enginehouse_server.text import Tokenizer
 
 from .building import Building
@@ -105,10 +111,9 @@ def _source(
         stage.result = f"{count} prompts continued by {reference.value.reference}{reference.note}"
     return DecoderSource(
         folder=exported.folder,
-        key=exported.key,
+        key=graph_key(exported.folder),
         inputs=value.inputs,
         task=value.generate,
         limits=limits,
-        is_mixture=value.is_mixture,
         reference=reference,
     )

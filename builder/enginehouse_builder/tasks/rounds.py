@@ -75,9 +75,7 @@ def prove(
     return sorted(proven, key=lambda found: BACKENDS.index(found[0].target.backend))
 
 
-def _again(
-    building: Building, target: Target, task: str, error: CertificateError
-) -> Target | None:
+def _again(building: Building, target: Target, task: str, error: CertificateError) -> Target | None:
     """The target in the precision that is tried next, if there is one."""
     precision = retry_of(target.backend, target.capabilities, target.precision, task)
     device = building.place.devices.get(target.backend)

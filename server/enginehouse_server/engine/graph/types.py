@@ -1,4 +1,4 @@
-"""Which tensors of a graph are of a type: onnx's own inference ends at operators it does not know."""
+"""Which tensors of a graph are of a type: onnx's inference ends at operators it does not know."""
 
 from onnx import GraphProto, NodeProto, TensorProto, helper
 
@@ -22,9 +22,7 @@ class FloatTypes:
     def __init__(self, graph: GraphProto, kind: int = FLOAT) -> None:
         """Takes the graph, and the element type to look for."""
         self._kind = kind
-        self._floats = {
-            v.name for v in graph.input if v.type.tensor_type.elem_type == kind
-        }
+        self._floats = {v.name for v in graph.input if v.type.tensor_type.elem_type == kind}
         self._matrices = set[str]()
         for tensor in graph.initializer:
             if tensor.data_type == kind:
