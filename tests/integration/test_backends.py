@@ -2,12 +2,16 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from enginehouse_builder.manifest import read_manifest, write_manifest
 from enginehouse_client import Client, Model
 from tests.conftest import Checkpoint
+from tests.fixtures.metrics import metrics_of, sum_of
+from tests.fixtures.plans import engine_of, plan_of
 from tests.fixtures.server import ServerProcess, enginehouse
 
 from .conftest import MODEL
@@ -73,6 +77,35 @@ def test_an_engine_that_is_not_as_certified_is_passed_over(both: Path, tmp_path:
     assert refused.returncode == 4
     assert "--require openvino cannot be kept" in refused.stderr
     assert "away from those it was certified with" in refused.stderr
+
+
+def test_a_plan_that_cannot_run_here_is_passed_over_without_being_read(
+    both: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # whatever this machine has
+    shutil.copytree(both, tmp_path, dirs_exist_ok=True)
+    folder = tmp_path / MODEL / "1"
+    manifest = read_manifest(folder)
+    plan = engine_of("tensorrt", plan_of())  # its file is not even there
+    write_manifest(replace(manifest, engines=(plan, *manifest.engines)), folder)
+    with ServerProcess(tmp_path, "--build-missing") as server, Client(server.address) as client:
+        engine = client.get_model(MODEL).engine
+        figures = metrics_of(server)
+        log = server.log
+    assert engine is not None
+    assert engine.backend == "openvino"
+    [reason] = engine.passed_over
+    assert reason.startswith("tensorrt:sm90: GPU: it needs an NVIDIA GPU of sm90, here is none: ")
+    assert "--target openvino=fp32" in reason
+    assert "no engine is missing that would serve better on this machine" in log
+    served_by = {"backend": "openvino", "precision": "fp32", "device": engine.device}
+    assert sum_of(figures, "enginehouse_model_engine", model=MODEL, **served_by) == 1
+    refused = enginehouse(
+        *("serve", "--repository", tmp_path, "--listen", "127.0.0.1:0"),
+        *("--http-listen", "127.0.0.1:0", "--require", "tensorrt"),
+    )
+    assert refused.returncode == 4
+    assert "--require tensorrt cannot be kept: GPU: it needs" in refused.stderr
 
 
 def test_a_runtime_that_a_model_has_no_engine_of_is_refused(repository: Path) -> None:

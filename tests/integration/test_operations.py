@@ -265,7 +265,7 @@ FAULTS = {
     "an engine that answers otherwise": (edit_manifest(other_answers), "away from those"),
     "an engine of another backend": (
         edit_manifest(lambda d: d["engines"][0].update(backend="abacus")),
-        "no backend 'abacus'",
+        "backend: it needs abacus",
     ),
 }
 

@@ -33,7 +33,34 @@ def test_a_flag_beats_a_variable_beats_the_file_beats_the_default(tmp_path: Path
 
 
 def test_every_backend_can_be_required() -> None:
-    assert get_args(get_type_hints(EngineConfig)["require"]) == ("any", *BACKENDS)
+    assert {"any", *BACKENDS} <= {*get_args(get_type_hints(EngineConfig)["require"])}
+
+
+@pytest.mark.parametrize(
+    ("flags", "variable", "file", "expected"),
+    [
+        ([], None, "", False),
+        (["--build-missing"], "0", "", True),
+        ([], "true", "build_missing = false", True),
+        ([], "no", "build_missing = true", False),
+        ([], None, "build_missing = true", True),
+    ],
+)
+def test_a_setting_that_is_on_or_off_is_a_flag_without_a_value(
+    tmp_path: Path, flags: list[str], variable: str | None, file: str, expected: bool
+) -> None:
+    (tmp_path / "server.toml").write_text(file)
+    variables = {} if variable is None else {"ENGINEHOUSE_BUILD_MISSING": variable}
+    found = []
+
+    @click.command()
+    @config_options
+    def command(config: Path | None, **given: object) -> None:
+        found.append(load_config(given, config, variables).build_missing)
+
+    arguments = [*flags, "--config", str(tmp_path / "server.toml")]
+    result = CliRunner().invoke(command, arguments, catch_exceptions=False)
+    assert (result.exit_code, found) == (0, [expected])
 
 
 def test_every_fault_is_listed_at_once() -> None:

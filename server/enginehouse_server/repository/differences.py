@@ -129,7 +129,7 @@ def _not_installed(case: Case) -> Verdict | None:
     extra = _EXTRAS.get(backend)
     if extra is None:
         known = ", ".join(_EXTRAS)
-        return _differs("backend", backend, f"a server that knows {known}", "update this server")
+        return _differs("backend", backend, f"none of that name, but {known}", "update this server")
     if backend == "onnxruntime" and case.machine.gpus:
         extra = "cuda"
     wanted = f"{backend} {case.engine.runtime_version}"

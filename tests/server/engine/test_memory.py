@@ -51,6 +51,17 @@ def test_where_the_kernel_says_nothing_nothing_is_known(machine: Path) -> None:
     assert memory.available_bytes() is None
 
 
+@pytest.mark.parametrize(("limit", "expected"), [("1000", 1000), ("max", 9216), ("99999", 9216)])
+def test_what_there_is_in_all_is_what_a_group_grants(
+    machine: Path, limit: str, expected: int
+) -> None:
+    assert memory.total_bytes() == 9 * 1024
+    _group(machine, "_V2", limit, 1, "inactive_file 0\n")
+    assert memory.total_bytes() == expected
+    (machine / "meminfo").unlink()
+    assert memory.total_bytes() == (None if limit == "max" else int(limit))
+
+
 def test_this_machine_has_some() -> None:
     found = memory.available_bytes()
     assert found is None or found > 1 << 20
