@@ -68,6 +68,7 @@ class EncoderSpec:
         num_shapes: How many shapes stay compiled.
         num_threads: Processor threads for all lanes together.
         num_lanes: Batches that compute side by side.
+        cuda_binding: What drives CUDA for engines on a GPU: "cuda-core" or "pycuda".
     """
 
     model: Path
@@ -78,6 +79,7 @@ class EncoderSpec:
     num_shapes: int
     num_threads: int
     num_lanes: int = 1
+    cuda_binding: str = "cuda-core"
 
 
 class EncoderLane(Protocol):

@@ -15,17 +15,21 @@ _EXTRAS = {"openvino": "server", "onnxruntime": "onnxruntime"}  # what installs 
 BACKENDS = tuple(_EXTRAS)  # the better on a processor comes first
 
 
-def describe(backend: str) -> Device:
+def describe(backend: str, cuda_binding: str = "cuda-core") -> Device:
     """What a backend is here, and what it runs on.
 
+    Args:
+        backend: Its name.
+        cuda_binding: What drives CUDA, for one on a GPU.
+
     Raises:
-        PlanMismatchError: The backend is unknown or not installed.
+        PlanMismatchError: The backend is unknown or not installed, or there is no such device.
     """
     with _imported(backend):
         if backend == "onnxruntime":
             from .onnxruntime.device import describe_device as describe_processor
 
-            return describe_processor()
+            return describe_processor(cuda_binding)
         from .openvino.device import describe_device
 
         return describe_device()

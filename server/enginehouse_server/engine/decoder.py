@@ -71,6 +71,7 @@ class DecoderSpec:
         attention: "paged" by an operator of the runtime over blocks that sequences may share;
             "slots" over a slot of each sequence, as long as the longest: any attention that the
             graph can say.
+        cuda_binding: What drives CUDA for engines on a GPU: "cuda-core" or "pycuda".
     """
 
     model: Path
@@ -84,6 +85,7 @@ class DecoderSpec:
     cache_bytes: int
     num_threads: int
     attention: AttentionKind = "paged"
+    cuda_binding: str = "cuda-core"
 
 
 @dataclass(frozen=True, slots=True)

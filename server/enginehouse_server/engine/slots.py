@@ -5,7 +5,7 @@ sequence, or a token of each of several. Runtimes compile anew for every shape t
 both are padded to a small grid; what is computed of the padding is dropped. Knows no runtime.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 
 from enginehouse_server.errors import PlanMismatchError
 
-from .decoder import DecoderLimits, DecoderSpec, StepItem
+from .decoder import CachePrecision, DecoderLimits, DecoderSpec, StepItem
 
 __all__ = ["SlotStep", "coarse", "fine", "lay_out", "slot_limits"]
 
 _CAPACITY_STEP = 32  # tokens: a slot's capacity is a multiple of it
-_BYTES = 4  # of a cached number
+_EXACT: tuple[CachePrecision, ...] = ("fp32",)
+_BYTES: dict[CachePrecision, int] = {"fp32": 4, "bf16": 2, "fp16": 2}  # of a cached number
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,22 +49,32 @@ class SlotStep:
         return int(self.write_index.max()) + length
 
 
-def slot_limits(spec: DecoderSpec) -> DecoderLimits:
-    """What an engine over slots takes, whose cache is fp32 and of `spec.cache_bytes` at most.
+def slot_limits(
+    spec: DecoderSpec, precisions: Collection[CachePrecision] = _EXACT
+) -> DecoderLimits:
+    """What an engine over slots takes, whose cache is of `spec.cache_bytes` at most.
 
     There are no more slots than sequences of a step. Where there is no room for a slot of the
     longest sequence, there is one slot, and the longest sequence is what it holds.
 
+    Args:
+        spec: Of the engine.
+        precisions: What its cache can be of.
+
     Raises:
         PlanMismatchError: The cache has no room for any, or is to be of another precision.
     """
-    if spec.cache_precision != "fp32":
+    if spec.cache_precision not in precisions:
+        known = " or ".join(p for p in _BYTES if p in precisions)
         raise PlanMismatchError(
-            f"keys and values in slots are cached in fp32, not in {spec.cache_precision}: build "
-            "the model with CACHE_PRECISION=fp32"
+            f"keys and values in slots are cached in {known} here, not in {spec.cache_precision}: "
+            f"build the model with CACHE_PRECISION={known}"
         )
     capacity = -(-spec.max_tokens // _CAPACITY_STEP) * _CAPACITY_STEP
-    token_bytes = _BYTES * sum(x.num_kv_heads * (x.key_dim + x.value_dim) for x in spec.layers)
+    number_bytes = _BYTES[spec.cache_precision]
+    token_bytes = number_bytes * sum(
+        x.num_kv_heads * (x.key_dim + x.value_dim) for x in spec.layers
+    )
     num_slots = min(spec.max_sequences, spec.cache_bytes // (token_bytes * capacity))
     if not num_slots:
         num_slots = 1

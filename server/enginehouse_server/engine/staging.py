@@ -1,6 +1,6 @@
 """The host buffers from which a batch is given to a runtime: filled row by row, padded."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +13,16 @@ __all__ = ["Staging"]
 class Staging:
     """Buffers for each input of the graph, reused by every batch of one lane."""
 
-    def __init__(self, inputs: Sequence[str], pad_id: int, max_batch_tokens: int) -> None:
+    def __init__(
+        self,
+        inputs: Sequence[str],
+        pad_id: int,
+        max_batch_tokens: int,
+        allocate: Callable[[int], NDArray[np.int64]] = lambda count: np.zeros(count, np.int64),
+    ) -> None:
+        """Takes the buffers, one for each input, from `allocate`, which is told their size."""
         self._pad_id = pad_id
-        self._buffers = {name: np.zeros(max_batch_tokens, np.int64) for name in inputs}
+        self._buffers = {name: allocate(max_batch_tokens) for name in inputs}
 
     def fill(self, rows: Sequence[TokenRow], shape: Shape) -> dict[str, NDArray[np.int64]]:
         """Lays rows out as `[batch, length]` arrays, by name of the input.

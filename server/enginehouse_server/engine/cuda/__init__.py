@@ -1,4 +1,4 @@
-"""CUDA as engines need it, behind one Protocol."""
+"""CUDA as engines need it, behind one Protocol; a binding is imported when a device is opened."""
 
 from .base import (
     CudaBuffer,
@@ -10,8 +10,10 @@ from .base import (
     DeviceMemory,
     PinnedBuffer,
 )
+from .open import BINDINGS, obstacle_to_cuda, open_device
 
 __all__ = [
+    "BINDINGS",
     "CudaBuffer",
     "CudaDevice",
     "CudaEvent",
@@ -20,4 +22,6 @@ __all__ = [
     "CudaStream",
     "DeviceMemory",
     "PinnedBuffer",
+    "obstacle_to_cuda",
+    "open_device",
 ]

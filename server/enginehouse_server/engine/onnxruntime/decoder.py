@@ -1,29 +1,39 @@
-"""A decoder on ONNX Runtime's provider for processors, over slots that it updates in place.
+"""A decoder on ONNX Runtime, over slots that it updates in place, on a processor or a GPU.
 
 A step is a chunk of one sequence, or a token of each of several whose slots lie beside each other.
-ONNX Runtime computes any shape without compiling it first, so nothing is padded.
+ONNX Runtime computes any shape without compiling it first, so nothing is padded. On a GPU a step of
+single tokens is captured once for each number of sequences, and then replayed.
 """
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from enginehouse_server.engine.base import Logits
 from enginehouse_server.engine.decoder import DecoderSpec, StepItem
 from enginehouse_server.engine.rows import SlotRows
 from enginehouse_server.engine.slots import SlotStep, lay_out, slot_limits
-from enginehouse_server.errors import DeviceError, PlanMismatchError
+from enginehouse_server.errors import PlanMismatchError
 
 from .cache import SlotMemory
-from .device import describe_device
+from .elements import to_fp32
 from .lowering import LENGTH_INPUT, lower_decoder
-from .session import open_session
+from .memory import Shared
+from .place import Place, open_place
+from .session import BoundSession, open_session
 
 __all__ = ["OnnxRuntimeDecoder"]
+
+
+class _Work(NamedTuple):
+    """A step, the first of its rows, and the number of its captured graph, if it has one."""
+
+    step: SlotStep
+    first_row: int
+    graph: int | None
 
 
 class OnnxRuntimeDecoder:
@@ -31,38 +41,32 @@ class OnnxRuntimeDecoder:
 
     backend = "onnxruntime"
 
-    def __init__(self, spec: DecoderSpec) -> None:
+    def __init__(self, spec: DecoderSpec, place: Place | None = None) -> None:
         """Reads, lowers and loads the model: seconds, and about the weights' size in memory.
+
+        Args:
+            spec: What to load.
+            place: Where it computes, closed with the engine; None for the best there is.
 
         Raises:
             PlanMismatchError: ONNX Runtime cannot read the file, arithmetic or cache are to be of
-                another precision than fp32, attention is to be paged, or the cache has no room for
-                a slot.
+                a precision that there is not here, attention is to be paged, or the cache has no
+                room for a slot.
+            DeviceError: A GPU has not as much memory.
         """
-        self.limits = slot_limits(spec)
-        device = describe_device()
-        self.runtime_version, self.device = device.runtime_version, device.name
-        if spec.precision == "bf16":
-            raise PlanMismatchError(
-                "ONNX Runtime does not compute in bf16 on a processor; build the model with "
-                "PRECISION=fp32, int8 or int4"
-            )
-        if spec.attention != "slots":
-            raise PlanMismatchError(
-                f"ONNX Runtime attends over slots, not {spec.attention}: build the model again"
-            )
-        graph = lower_decoder(spec.model, spec.layers)
-        self._session: ort.InferenceSession | None = open_session(
-            spec.model, spec.num_threads, graph
-        )
-        self._binding: ort.IOBinding | None = self._session.io_binding()
-        self._memory = SlotMemory(spec.layers, self.limits)
-        self._rows = SlotRows(self.limits.num_blocks, self._memory.swap)
-        self._logits: Logits = np.empty((0, spec.vocab_size), np.float32)
+        self._place = place or open_place(spec.cuda_binding, spec.precision)
+        self.runtime_version = self._place.device.runtime_version
+        self.device = self._place.device.name
         self._thread = ThreadPoolExecutor(1, "onnxruntime-decoder")
         # Started here and now: a thread runs as urgently as the one that starts it.
         self._thread.submit(int).result()
         self._running: Future[Logits] | None = None
+        self._session: BoundSession | None = None
+        try:
+            self._load(spec)
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -73,14 +77,16 @@ class OnnxRuntimeDecoder:
     def start(self, items: Sequence[StepItem]) -> None:
         """Begins to compute a step; the items may be changed as soon as this returns."""
         assert self._session is not None, "the engine is closed"
-        if len(items) == 1:
+        one_each = all(len(item.tokens) == item.num_logits == 1 for item in items)
+        graph = len(items) if one_each and self._session.has_graphs else None
+        if len(items) == 1 and graph is None:
             first_row = self._rows.row_of(items[0].blocks[0])
             step = lay_out(items, self.limits, [0])
-        else:
+        else:  # a captured graph has its rows where they were when it was captured
             first_row = 0
             rows = self._rows.gather([item.blocks[0] for item in items])
             step = lay_out(items, self.limits, rows)
-        self._running = self._thread.submit(self._run, step, first_row)
+        self._running = self._thread.submit(self._run, _Work(step, first_row, graph))
 
     def wait(self) -> Logits:
         """Waits for the step, and gives its logits `[sum of num_logits, vocab]`.
@@ -96,48 +102,90 @@ class OnnxRuntimeDecoder:
 
     def copy_block(self, source: int, target: int) -> None:
         """Copies the keys and values of a slot into another; not while a step computes."""
-        self._memory.copy(self._rows.row_of(source), self._rows.row_of(target))
+        self._cache.copy(self._rows.row_of(source), self._rows.row_of(target))
 
     def clear_blocks(self, blocks: Sequence[int]) -> None:
         """Makes slots as they were before anything was written; not while a step computes."""
-        self._memory.clear([self._rows.row_of(block) for block in blocks])
+        self._cache.clear([self._rows.row_of(block) for block in blocks])
 
     def close(self) -> None:
         """Ends the thread, and releases the session and the cache."""
         self._thread.shutdown()
         self._session = None
-        self._binding = None
-        self._memory.release()
+        self._place.close()
 
-    def _run(self, step: SlotStep, first_row: int) -> Logits:
-        assert self._session is not None, "the engine is closed"
-        batch = len(step.write_index)
+    def _load(self, spec: DecoderSpec) -> None:
+        place = self._place
+        place.check_precision(spec.precision, ("int8", "int4"))
+        self.limits = slot_limits(spec, place.cache_precisions)
+        if spec.attention != "slots":
+            raise PlanMismatchError(
+                f"ONNX Runtime attends over slots, not {spec.attention}: build the model again"
+            )
+        lowered = lower_decoder(
+            spec.model, spec.layers, place.grouped, guards=not place.memory.is_host
+        )
+        session = self._session = open_session(
+            spec.model, spec.num_threads, place, lowered.graph, captures=lowered.is_grouped
+        )
+        self._cache = SlotMemory(spec.layers, self.limits, place.memory, session.inputs)
+        self._rows = SlotRows(self.limits.num_blocks, self._cache.swap)
+        self._vocab_size = spec.vocab_size
+        most = max(spec.max_step_tokens, self.limits.max_sequences)
+        self._inputs = {
+            name: place.memory.share(session.inputs[name].dtype.itemsize * most)
+            for name in ("input_ids", "write_index", "kv_length", "logit_rows")
+        }
+        self._length = np.zeros((), np.int32)  # read by the host's side of the runtime
+        self._decode_logits: Shared | None = None  # at one address, for captured graphs
+        self._scores: Shared | None = None
+        self._num_scores = 0
+
+    def _run(self, work: _Work) -> Logits:
+        step, first_row, graph = work
+        session = self._session
+        assert session is not None, "the engine is closed"
         lengths = step.write_index + np.int32(step.num_new)
-        longest = np.array(lengths.max())
         for row, length in enumerate(lengths.tolist(), first_row):
-            self._memory.use(row, length)
-        if len(self._logits) < step.num_logits:
-            self._logits = np.empty((step.num_logits, self._logits.shape[1]), np.float32)
-        logits = self._logits[: step.num_logits]
-        self._bind("input_ids", step.input_ids)
-        self._bind("write_index", step.write_index)
-        self._bind("kv_length", lengths)
-        self._bind("logit_rows", step.logit_rows)
-        self._bind(LENGTH_INPUT, longest)
-        self._bind("logits", logits, is_output=True)
-        for name, memory in self._memory.layers.items():
-            rows = memory[first_row : first_row + batch]
-            self._bind(name, rows)
-            self._bind(name.replace("past", "present", 1), rows, is_output=True)
-        try:
-            self._session.run_with_iobinding(self._binding)
-        except Exception as error:  # it has a class for every kind, none in common
-            raise DeviceError(f"ONNX Runtime failed on a step: {error}") from error
-        self._memory.keep_sound(step.write_index, first_row, step.num_new)
-        return logits
+            self._cache.use(row, length)
+        self._give("input_ids", step.input_ids)
+        self._give("write_index", step.write_index)
+        self._give("kv_length", lengths)
+        self._give("logit_rows", step.logit_rows)
+        # What is captured is captured with it: as long as a slot can get.
+        self._length[...] = lengths.max() if graph is None else self.limits.block_size
+        session.bind_input(LENGTH_INPUT, (), self._length.ctypes.data, on_host=True)
+        for name, rows in self._cache.rows(first_row, len(step.write_index)):
+            session.bind_input(name, rows.shape, rows.address)
+            session.bind_output(name.replace("past", "present", 1), rows.shape, rows.address)
+        element, shape = session.outputs["logits"], (step.num_logits, self._vocab_size)
+        shared = self._logits(step.num_logits)
+        session.bind_output("logits", shape, shared.address)
+        session.run("a step", graph)
+        shared.download(element.dtype.itemsize * step.num_logits * self._vocab_size)
+        shared.wait()
+        if self._place.memory.is_host:
+            self._cache.keep_sound(step.write_index, first_row, step.num_new)
+        return to_fp32(shared.array(shape, element.dtype), element)
 
-    def _bind(self, name: str, array: NDArray[np.generic], *, is_output: bool = False) -> None:
-        """Lets the session read or write an array where it is."""
-        assert self._binding is not None, "the engine is closed"
-        bind = self._binding.bind_output if is_output else self._binding.bind_input
-        bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+    def _give(self, name: str, array: NDArray[np.generic]) -> None:
+        """Lets the session read an array's numbers."""
+        assert self._session is not None, "the engine is closed"
+        shared = self._inputs[name]
+        shared.array(array.shape, array.dtype)[...] = array
+        shared.upload(array.nbytes)
+        self._session.bind_input(name, array.shape, shared.address)
+
+    def _logits(self, count: int) -> Shared:
+        """Room for so many logits: one for each sequence, or more where a prompt is scored."""
+        assert self._session is not None, "the engine is closed"
+        row_bytes = self._session.outputs["logits"].dtype.itemsize * self._vocab_size
+        if count <= self.limits.max_sequences:
+            if self._decode_logits is None:
+                size = self.limits.max_sequences * row_bytes
+                self._decode_logits = self._place.memory.share(size)
+            return self._decode_logits
+        if self._scores is None or count > self._num_scores:
+            self._num_scores = max(count, 2 * self._num_scores)  # the room before it is not reused
+            self._scores = self._place.memory.share(self._num_scores * row_bytes)
+        return self._scores

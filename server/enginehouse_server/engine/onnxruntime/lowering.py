@@ -6,8 +6,9 @@ it writes new keys and values into the slot and reads what is there. Elsewhere t
 and the attention gets a copy of the part of the slots that has tokens.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -17,7 +18,9 @@ from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 from enginehouse_server.engine.decoder import LayerGeometry
 from enginehouse_server.errors import PlanMismatchError
 
-__all__ = ["LENGTH_INPUT", "lower_decoder"]
+from .elements import Element, element_of
+
+__all__ = ["LENGTH_INPUT", "Lowered", "lower_decoder"]
 
 _DOMAIN = "enginehouse"  # begins every name that is added, so that none is there already
 LENGTH_INPUT = f"{_DOMAIN}_longest"
@@ -27,17 +30,36 @@ _CONTRIB = "com.microsoft"
 _SINKS_INPUT = 5  # of Attention
 
 
-def lower_decoder(file: Path, layers: Sequence[LayerGeometry]) -> bytes:
+class Lowered(NamedTuple):
+    """A graph made ready.
+
+    Attributes:
+        graph: Of the same inputs and outputs as the canonical one, and one input more,
+            LENGTH_INPUT, int32 without a dimension: the most tokens that a slot of the step then
+            has. Caches must be given as inputs and outputs in the same memory.
+        is_grouped: Whether GroupQueryAttention says every layer. LENGTH_INPUT may then be any
+            number from that on to a slot's capacity, for the same answer.
+    """
+
+    graph: bytes
+    is_grouped: bool
+
+
+def lower_decoder(
+    file: Path,
+    layers: Sequence[LayerGeometry],
+    grouped: Collection[Element],
+    *,
+    guards: bool = False,
+) -> Lowered:
     """Reads the graph and replaces its attention and caches.
 
     Args:
         file: The canonical graph; its large weights stay where they are.
         layers: Shape of each layer's attention.
-
-    Returns:
-        A graph of the same inputs and outputs, and one input more, LENGTH_INPUT, int32 without a
-        dimension: the most tokens that a slot of the step then has. Caches must be given as inputs
-        and outputs in the same memory.
+        grouped: Types that GroupQueryAttention takes where the graph will run.
+        guards: Whether what is no number must not get into a cache that attention by the graph's
+            own operator reads: nothing times it is still no number, for whoever has the slot next.
 
     Raises:
         PlanMismatchError: The file is not such a graph.
@@ -53,18 +75,20 @@ def lower_decoder(file: Path, layers: Sequence[LayerGeometry]) -> bytes:
             f"{file} has {len(attentions)} attentions, its manifest says {len(layers)} layers: "
             "build the model again"
         )
-    nodes = list(_Lowering(graph, layers).nodes())
+    element = _cache_element(graph)
+    lowering = _Lowering(graph, layers, element, is_grouped=element in grouped, guards=guards)
+    nodes = list(lowering.nodes())
     del graph.node[:]
     graph.node.extend(nodes)
     longest = helper.make_tensor_value_info(LENGTH_INPUT, TensorProto.INT32, [])
     graph.input.append(longest)
     model.opset_import.append(helper.make_opsetid(_CONTRIB, 1))
-    return model.SerializeToString()
+    return Lowered(model.SerializeToString(), all(map(lowering.is_grouped, layers)))
 
 
-def _is_grouped(layer: LayerGeometry) -> bool:
-    """Whether GroupQueryAttention says what the layer's attention does."""
-    return layer.key_dim == layer.value_dim and not layer.has_slopes
+def _cache_element(graph: GraphProto) -> Element:
+    [kind] = {i.type.tensor_type.elem_type for i in graph.input if i.name.startswith("past_")}
+    return element_of(kind)
 
 
 def _flat_name(name: str) -> str:
@@ -74,14 +98,28 @@ def _flat_name(name: str) -> str:
 class _Lowering:
     """Replaces both operators in the order of the graph, which is that of the layers."""
 
-    def __init__(self, graph: GraphProto, layers: Sequence[LayerGeometry]) -> None:
-        self._graph = graph
-        self._layers = layers
+    def __init__(
+        self,
+        graph: GraphProto,
+        layers: Sequence[LayerGeometry],
+        element: Element,
+        *,
+        is_grouped: bool,
+        guards: bool,
+    ) -> None:
+        self._graph, self._layers, self._element = graph, layers, element
+        self._is_grouped, self._guards = is_grouped, guards
         self._updates = {n.output[0]: n for n in graph.node if n.op_type == "CacheUpdate"}
         self._constants: set[str] = set()
-        self._flattened: set[str] = set()
+        self._flattened: set[str] = set()  # and what else is made once
+
+    def is_grouped(self, layer: LayerGeometry) -> bool:
+        """Whether GroupQueryAttention says what the layer's attention does."""
+        fits = layer.key_dim == layer.value_dim and not layer.has_slopes
+        return fits and self._is_grouped
 
     def nodes(self) -> Iterator[NodeProto]:
+        """The nodes of the lowered graph."""
         one, first = self._ints("one", 1, np.int32), self._ints("first", [0])
         yield helper.make_node("Sub", ["kv_length", one], [_LAST_PLACES])
         yield helper.make_node("Unsqueeze", [LENGTH_INPUT, first], [f"{_KEPT}_int32"])
@@ -94,7 +132,7 @@ class _Lowering:
                 yield node
                 continue
             layer = next(layers)
-            yield from self._grouped(node, layer) if _is_grouped(layer) else self._cut(node)
+            yield from self._grouped(node, layer) if self.is_grouped(layer) else self._cut(node)
 
     def _grouped(self, node: NodeProto, layer: LayerGeometry) -> Iterator[NodeProto]:
         query, key, value = node.input[:3]
@@ -106,7 +144,11 @@ class _Lowering:
         inputs = [*map(_flat_name, (query, new_key, new_value)), past_key, past_value]
         inputs += [_LAST_PLACES, LENGTH_INPUT]
         if len(node.input) > _SINKS_INPUT:
-            inputs += ["", "", "", "", node.input[_SINKS_INPUT]]
+            sinks = node.input[_SINKS_INPUT]
+            inputs += ["", "", "", "", f"{_DOMAIN}_typed_{sinks}"]
+            if inputs[-1] not in self._flattened:
+                self._flattened.add(inputs[-1])
+                yield helper.make_node("Cast", [sinks], inputs[-1:], to=self._element.onnx)
         [output] = node.output
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         yield helper.make_node(
@@ -131,7 +173,7 @@ class _Lowering:
         inputs = list(node.input)
         for i in (1, 2):
             cut = f"{_DOMAIN}_cut_{inputs[i]}"
-            yield self._updates[inputs[i]]
+            yield from self._update(self._updates[inputs[i]])
             yield helper.make_node("Slice", [inputs[i], first, _KEPT, places], [cut])
             inputs[i] = cut
         replaced = NodeProto()
@@ -139,6 +181,31 @@ class _Lowering:
         del replaced.input[:]
         replaced.input.extend(inputs)
         yield replaced
+
+    def _update(self, update: NodeProto) -> Iterator[NodeProto]:
+        """A cache's update, with nothing in it that is no number, where that is to be kept out."""
+        if not self._guards:
+            yield update
+            return
+        new = update.input[1]
+        wide, sound, found = (f"{_DOMAIN}_{kind}_{new}" for kind in ("wide", "sound", "finite"))
+        if found not in self._flattened:
+            self._flattened.add(found)
+            none = f"{_DOMAIN}_none"
+            if none not in self._constants:
+                self._constants.add(none)
+                zero = numpy_helper.from_array(np.array(0, np.float32), none)
+                self._graph.initializer.append(zero)
+            yield helper.make_node("Cast", [new], [wide], to=TensorProto.FLOAT)
+            yield helper.make_node("IsNaN", [wide], [f"{wide}_nan"])
+            yield helper.make_node("IsInf", [wide], [f"{wide}_inf"])
+            yield helper.make_node("Or", [f"{wide}_nan", f"{wide}_inf"], [f"{wide}_bad"])
+            yield helper.make_node("Where", [f"{wide}_bad", none, wide], [sound])
+            yield helper.make_node("Cast", [sound], [found], to=self._element.onnx)
+        guarded = NodeProto()
+        guarded.CopyFrom(update)
+        guarded.input[1] = found
+        yield guarded
 
     def _flat(self, name: str, width: int) -> Iterator[NodeProto]:
         """`[batch, heads, length, dim]` as `[batch, length, heads * dim]`."""

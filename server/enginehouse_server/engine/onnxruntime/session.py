@@ -1,27 +1,121 @@
-"""Opens a graph in ONNX Runtime, as a server needs it: quiet, and asleep when it is idle."""
+"""Opens a graph in ONNX Runtime as a server needs it, and runs it on memory at fixed addresses."""
 
+import logging
+import sys
+from collections.abc import Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import onnxruntime as ort
 
-from enginehouse_server.errors import PlanMismatchError
+from enginehouse_server.errors import DeviceLostError, PlanMismatchError
 
-__all__ = ["open_session"]
+from .device import CUDA
+from .elements import ELEMENTS
+from .place import Place
 
+__all__ = ["BoundSession", "open_session"]
+
+_log = logging.getLogger(__name__)
 _ERRORS = 3  # of log severities: it warns of what is meant
+_NOT_CAPTURED = -1  # of graph ids
 
 
-def open_session(file: Path, num_threads: int, graph: bytes | None = None) -> ort.InferenceSession:
+class BoundSession:
+    """A session with its inputs and outputs bound. One thread runs it.
+
+    Attributes:
+        inputs: Types of the inputs, by name.
+        outputs: Types of the outputs, by name, in their order.
+        has_graphs: Whether runs can be captured once and replayed.
+    """
+
+    def __init__(self, session: ort.InferenceSession, place: Place, *, has_graphs: bool) -> None:
+        self._session, self._place, self.has_graphs = session, place, has_graphs
+        self.inputs = {i.name: ELEMENTS[i.type] for i in session.get_inputs()}
+        self.outputs = {o.name: ELEMENTS[o.type] for o in session.get_outputs()}
+        self._binding = session.io_binding()
+        self._options: dict[int, ort.RunOptions] = {}
+
+    def width_of(self, output: str) -> int | None:
+        """The last dimension of an output; None if only a run would tell."""
+        [found] = [o for o in self._session.get_outputs() if o.name == output]
+        return found.shape[-1] if isinstance(found.shape[-1], int) else None
+
+    def another(self) -> "BoundSession":
+        """The same session with bindings of its own."""
+        return BoundSession(self._session, self._place, has_graphs=self.has_graphs)
+
+    def bind_input(
+        self, name: str, shape: tuple[int, ...], address: int, *, on_host: bool = False
+    ) -> None:
+        """Lets the session read a tensor of its own type where it is."""
+        kind = "cpu" if on_host else self._place.device_type
+        self._binding.bind_input(name, kind, 0, self.inputs[name].onnx, shape, address)
+
+    def bind_output(self, name: str, shape: tuple[int, ...], address: int) -> None:
+        """Lets the session write a tensor of its own type where it is."""
+        kind, element = self._place.device_type, self.outputs[name]
+        self._binding.bind_output(name, kind, 0, element.onnx, shape, address)
+
+    def run(self, what: str, graph: int | None = None) -> None:
+        """Computes, or on a GPU begins to.
+
+        Args:
+            what: Names the work in an error.
+            graph: Number of a captured graph, the same for every run of these shapes and
+                addresses; None to launch one by one.
+
+        Raises:
+            DeviceError: It failed.
+        """
+        number = _NOT_CAPTURED if graph is None or not self.has_graphs else graph
+        try:
+            self._session.run_with_iobinding(self._binding, self._options_of(number))
+        except Exception as error:  # it has a class for every kind, none in common
+            raise self._place.failure(error, what) from error
+
+    def _options_of(self, graph: int) -> ort.RunOptions | None:
+        if self._place.gpu is None:
+            return None
+        if graph not in self._options:
+            options = self._options[graph] = ort.RunOptions()
+            options.add_run_config_entry("gpu_graph_id", str(graph))
+            # It would keep a processor busy until the GPU is done; whoever needs that waits asleep.
+            options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        return self._options[graph]
+
+
+def open_session(
+    file: Path, num_threads: int, place: Place, graph: bytes | None = None, *, captures: bool = True
+) -> BoundSession:
     """Loads a graph: seconds, and about the size of the weights in memory.
 
     Args:
         file: The graph, its weights beside it.
         num_threads: Processor threads of one run, the one that calls it included.
+        place: Where it computes.
         graph: What to load in the file's place, its weights where the file's are.
+        captures: Whether runs are to be captured where the place can.
 
     Raises:
-        PlanMismatchError: ONNX Runtime cannot read the graph.
+        PlanMismatchError: ONNX Runtime cannot read the graph, or not compute there.
     """
+    settings = dict(place.options)
+    if place.has_graphs and captures:
+        try:
+            made = _open(file, num_threads, place, graph, settings | {"enable_cuda_graph": "1"})
+        except PlanMismatchError as error:
+            # Every node would have to be the GPU's. Anything else fails once more, and is told.
+            _log.info("%s runs without CUDA graphs: %s", file.name, error)
+        else:
+            return BoundSession(made, place, has_graphs=True)
+    return BoundSession(_open(file, num_threads, place, graph, settings), place, has_graphs=False)
+
+
+def _open(
+    file: Path, num_threads: int, place: Place, graph: bytes | None, settings: Mapping[str, str]
+) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
@@ -32,9 +126,25 @@ def open_session(file: Path, num_threads: int, graph: bytes | None = None) -> or
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     folder = str(file.parent.resolve())
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+    if place.provider == CUDA:
+        with redirect_stdout(sys.stderr):  # it prints what it misses
+            ort.preload_dlls()
+    providers = list(dict.fromkeys([place.provider, "CPUExecutionProvider"]))
     try:
-        return ort.InferenceSession(
-            str(file) if graph is None else graph, options, providers=["CPUExecutionProvider"]
+        session = ort.InferenceSession(
+            str(file) if graph is None else graph,
+            options,
+            providers=providers,
+            provider_options=[dict(settings) if p == place.provider else {} for p in providers],
         )
     except Exception as error:  # it has a class for every kind, none in common
+        if isinstance(failure := place.failure(error, "a load"), DeviceLostError):
+            raise failure from error
         raise PlanMismatchError(f"ONNX Runtime cannot load {file}: {error}") from error
+    if session.get_providers()[0] != place.provider:
+        raise PlanMismatchError(
+            f"ONNX Runtime cannot start its {place.provider}, most likely as libraries of CUDA 13 "
+            "or cuDNN 9 are missing or the driver is older than they need: pip install "
+            "'enginehouse[cuda]', and see docs/gpu.md"
+        )
+    return session
