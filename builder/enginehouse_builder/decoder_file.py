@@ -52,16 +52,23 @@ def opened_decoder(
     return _opened(lambda: create_decoder(backend, spec))
 
 
-def opened_stand_in(spec: DecoderSpec) -> AbstractContextManager[DecoderEngine]:
-    """What computes a plan's lowered graph where the plan does not run, closed at the end.
+def opened_stand_in(
+    spec: DecoderSpec, *, is_lowered: bool
+) -> AbstractContextManager[DecoderEngine]:
+    """What computes an engine's graph where the engine does not run, closed at the end.
+
+    Args:
+        spec: Of the graph.
+        is_lowered: Whether it was lowered for TensorRT.
 
     Raises:
         UnsupportedModelError: ONNX Runtime cannot read the graph.
         BuildError: It failed while computing.
     """
-    from enginehouse_server.engine.onnxruntime import OnnxRuntimeDecoder  # need not be installed
+    # Need not be installed for anything else.
+    from enginehouse_server.engine.onnxruntime.stand_in import stand_in_decoder
 
-    return _opened(lambda: OnnxRuntimeDecoder(spec, is_lowered=True))
+    return _opened(lambda: stand_in_decoder(spec, is_lowered=is_lowered))
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """A build: the chain of stages from a model to a published version.
 
-    resolve ▶ merge an adapter ▶ export ▶ reference ▶ quantize ▶ compile ▶ certify ▶ measure ▶ publish
+    resolve ▶ merge ▶ export ▶ reference ▶ quantize ▶ compile ▶ certify ▶ measure ▶ publish
 
 OpenVINO and ONNX Runtime read ONNX, and compile it or lower it at load; TensorRT's plans are
 compiled ahead. What happens between resolving and publishing is the task's own affair.

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from enginehouse_server.engine.base import Precision
+from enginehouse_server.engine.gpus import PLAN_CAPABILITIES
 
 __all__ = [
     "PLAN_BACKENDS",
@@ -17,9 +18,14 @@ __all__ = [
 PRECISIONS: tuple[Precision, ...] = ("fp32", "tf32", "bf16", "fp16", "int8", "int4", "fp8")
 PLAN_BACKENDS = ("tensorrt", "tensorrt-rtx")
 
-_CPU = ("fp32", "bf16", "int8")
-_GRAPH = ("fp32", "bf16", "fp16", "int8")  # ONNX Runtime; bf16 by its CUDA provider alone
-_PLAN = ("fp32", "tf32", "bf16", "fp16", "int8")
+_CPU: tuple[Precision, ...] = ("fp32", "bf16", "int8")
+_GRAPH: tuple[Precision, ...] = (
+    "fp32",
+    "bf16",
+    "fp16",
+    "int8",
+)  # ONNX Runtime; bf16 by its CUDA provider alone
+_PLAN: tuple[Precision, ...] = ("fp32", "tf32", "bf16", "fp16", "int8")
 _TABLE: Mapping[str, Mapping[str, Sequence[Precision]]] = {
     "openvino": {"classify": _CPU, "generate": (*_CPU, "int4")},
     "onnxruntime": {"classify": _GRAPH, "generate": (*_GRAPH, "int4")},
@@ -27,14 +33,12 @@ _TABLE: Mapping[str, Mapping[str, Sequence[Precision]]] = {
     "tensorrt": {"classify": (*_PLAN, "fp8"), "generate": (*_PLAN, "int4")},
     "tensorrt-rtx": {"classify": (*_PLAN, "fp8"), "generate": (*_PLAN, "int4")},
 }
-# GPUs that a plan can be for, by flavour; TensorRT-RTX 1.7 refuses sm90 and sm100 by name.
-_CAPABILITIES: Mapping[str, Sequence[str]] = {
-    "tensorrt": ("sm75", "sm80", "sm86", "sm89", "sm90", "sm100", "sm103", "sm120", "sm121"),
-    "tensorrt-rtx": ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121"),
-}
 # The first GPUs that compute in it; older ones have no such arithmetic.
 _LEAST_CAPABILITY: Mapping[Precision, int] = {
-    "fp32": 80, "tf32": 80, "bf16": 80, "int4": 80,
+    "fp32": 80,
+    "tf32": 80,
+    "bf16": 80,
+    "int4": 80,
     "fp8": 89,
 }
 _ANY = 1 << 10  # a plan for any GPU is one for those that have the precision
@@ -50,7 +54,7 @@ def precisions_for(backend: str, task: str | None) -> tuple[Precision, ...]:
 
 def capabilities_of(backend: str) -> tuple[str, ...]:
     """The compute capabilities that a backend's plans can be for; none if it has no plans."""
-    return tuple(_CAPABILITIES.get(backend, ()))
+    return PLAN_CAPABILITIES.get(backend, ())
 
 
 def obstacle_to(

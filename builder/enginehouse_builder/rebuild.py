@@ -24,7 +24,7 @@ from .display import Display
 from .errors import ResolveError, SpecError
 from .inspect.find import find_version
 from .inspect.verify import fault_of
-from .manifest import File, Manifest, StageTime
+from .manifest import DecoderEngine, Engine, File, Manifest, StageTime
 from .publish import Item, Published, check_repository
 from .settings import check_numbers, check_targets, described, probe_host
 from .sources import DecoderSource, EncoderSource, content_key
@@ -175,7 +175,8 @@ def _parts(
         proven = ProvenClassifier(encoder.task, encoder.buckets, build_encoders(building, encoder))
     common = (*manifest.canonical, *manifest.text, manifest.reference)
     made = {engine.target.name for engine in proven.engines}
-    kept = [e for e in (*manifest.engines, *manifest.decoders) if e.target not in made]
+    there: tuple[Engine | DecoderEngine, ...] = (*manifest.engines, *manifest.decoders)
+    kept = [engine for engine in there if engine.target not in made]
     own = {file.path: file for engine in kept for file in engine.files}
     for file in common:
         own.pop(file.path, None)

@@ -1,4 +1,4 @@
-"""What engines are made from and judged by, whether the original is here or only a version of it."""
+"""What engines are made from and judged by, whether from the original or from a version of it."""
 
 import hashlib
 import json

@@ -20,7 +20,7 @@ class Target(NamedTuple):
     Attributes:
         backend: The runtime.
         precision: Of the engine.
-        capabilities: GPUs that a plan is compiled for, as "sm89", or "any"; none of what is no plan.
+        capabilities: GPUs that a plan is compiled for, as "sm89", or "any"; none without a plan.
         is_named: Whether it was asked for by name, so that it must be built; else what cannot be
             is left out.
     """

@@ -1,7 +1,7 @@
 """The stages that make a plan: the graph in its types, the plan, and what stands for it here.
 
-A plan for a GPU that this machine lacks cannot be run, so its answers are those of the same graph on
-ONNX Runtime: lowered to TensorRT's operators, which have bodies there, in the same types.
+A plan for a GPU that this machine lacks cannot be run, so its answers are those of the same graph
+on ONNX Runtime: lowered to TensorRT's operators, which have bodies there, in the same types.
 """
 
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -32,9 +32,10 @@ from .workplace import (
 
 __all__ = [
     "STAND_IN_BACKEND",
-    "Ahead",
     "Compiled",
+    "EngineModel",
     "GraphInTypes",
+    "StandIn",
     "run_compile",
     "run_stand_in",
     "run_types",
@@ -90,24 +91,35 @@ class Compiled:
 
 
 @dataclass(frozen=True, slots=True)
-class Ahead:
-    """A plan, and what answers for it where it was made.
+class StandIn:
+    """What ONNX Runtime computes on the processor in place of an engine that does not run here.
 
     Attributes:
-        file: The plan.
-        key: Of the stage that made what runs here.
-        plan: What it needs.
-        stand_in: What ONNX Runtime runs in its place; the plan itself where that runs here.
-        stands_for: How that is said after the runtime's name; empty where the plan runs here.
-        backend: What runs it here.
+        model: A graph that stores what the engine's does.
+        words: What it is, said after the runtime's name.
+        is_lowered: Whether it is in TensorRT's operators.
+    """
+
+    model: Path
+    words: str
+    is_lowered: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EngineModel:
+    """What an engine reads.
+
+    Attributes:
+        file: The graph or the plan.
+        key: Of what is run here: its own stage, or that of what stands for it.
+        plan: What a plan needs; None of a graph.
+        stand_in: What is run in its place where it does not run here.
     """
 
     file: Path
     key: str
-    plan: Plan
-    stand_in: Path
-    stands_for: str
-    backend: str
+    plan: Plan | None = None
+    stand_in: StandIn | None = None
 
 
 def run_types(

@@ -12,14 +12,14 @@ from enginehouse_builder.certify import (
     certify_decoder,
 )
 from enginehouse_builder.decoder_file import cache_bytes, opened_decoder, opened_stand_in
-from enginehouse_builder.manifest import Plan, StepTime
+from enginehouse_builder.manifest import StepTime
 from enginehouse_builder.measure_decoder import contexts_of, measure_decoder
 from enginehouse_builder.quantize import QuantizedWeights, WeightPrecision, quantize_weights
 from enginehouse_builder.sources import DecoderSource
 from enginehouse_builder.targets import Target
 from enginehouse_server.engine.decoder import CachePrecision, DecoderEngine, DecoderSpec
 
-from .compile import Ahead
+from .compile import STAND_IN_BACKEND, EngineModel
 from .workplace import BUILDER, MODEL_FILE, RESULT_CODE, SERVER, Report, Result, Workplace
 
 __all__ = [
@@ -39,48 +39,32 @@ _CONVERSION_PROMPTS = 4  # beside the long one: the fp32 gate tells more of each
 
 @dataclass(frozen=True, slots=True)
 class DecoderGraph:
-    """An engine's file, and what it is opened from, but for its cache.
+    """An engine of a decoder that can be opened.
 
     Attributes:
         target: What it is for.
-        spec: Without room for a cache; its model is in the engine's types.
-        key: Of the stage that wrote that.
+        spec: Without room for a cache; its model is what is opened here, the engine's or what
+            stands for it.
+        model: What the engine reads.
         is_mixture: Whether tokens choose among experts.
-        ahead: The plan that was compiled from it; None of what is none.
     """
 
     target: Target
     spec: DecoderSpec
-    key: str
+    model: EngineModel
     is_mixture: bool
-    ahead: Ahead | None = None
-
-    @property
-    def model(self) -> Path:
-        """What the engine reads where it serves."""
-        return self.ahead.file if self.ahead else self.spec.model
-
-    @property
-    def plan(self) -> Plan | None:
-        """What a plan needs; None of what is none."""
-        return self.ahead.plan if self.ahead else None
-
-    @property
-    def stands_for(self) -> str:
-        """What is run in the engine's place where that does not run here; empty where it does."""
-        return self.ahead.stands_for if self.ahead else ""
 
     @property
     def backend(self) -> str:
         """What runs it here."""
-        return self.ahead.backend if self.ahead else self.target.backend
+        return STAND_IN_BACKEND if self.model.stand_in else self.target.backend
 
     @property
     def settings(self) -> dict[str, object]:
         """What decides the engine's results, for a key."""
         spec = self.spec
         return {
-            "graph": self.ahead.key if self.ahead else self.key,
+            "graph": self.model.key,
             "precision": spec.precision,
             "cache": spec.cache_precision,
             "attention": spec.attention,
@@ -153,7 +137,8 @@ def _certified(
         graph.spec,
         cache_bytes=cache_bytes(graph.spec, _cached_tokens(reference.value)),
     )
-    judged = JudgedDecoder(spec.precision, spec.cache_precision, graph.is_mixture, graph.stands_for)
+    words = graph.model.stand_in.words if graph.model.stand_in else ""
+    judged = JudgedDecoder(spec.precision, spec.cache_precision, graph.is_mixture, words)
 
     def make(_: Path) -> CertifiedDecoder:
         with _opened(graph, spec) as engine:
@@ -164,15 +149,12 @@ def _certified(
 
 def _opened(graph: DecoderGraph, spec: DecoderSpec) -> AbstractContextManager[DecoderEngine]:
     """What is run here: the engine itself, or what stands for it."""
-    if graph.ahead is None:
+    stand_in = graph.model.stand_in
+    if stand_in is None:
         return opened_decoder(spec, graph.target.backend)
-    if graph.ahead.stands_for:
-        # What is rounded to bf16 is kept, and computed, in fp32.
-        kept: CachePrecision = "fp16" if spec.cache_precision == "fp16" else "fp32"
-        return opened_stand_in(
-            replace(spec, model=graph.ahead.stand_in, precision="fp32", cache_precision=kept)
-        )
-    return opened_decoder(replace(spec, model=graph.ahead.file), graph.target.backend)
+    # What is rounded to bf16 is kept, and computed, in fp32.
+    kept: CachePrecision = "fp16" if spec.cache_precision == "fp16" else "fp32"
+    return opened_stand_in(replace(spec, cache_precision=kept), is_lowered=stand_in.is_lowered)
 
 
 def _cached_tokens(reference: ContinuationFile) -> int:

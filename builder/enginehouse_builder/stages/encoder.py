@@ -15,8 +15,8 @@ from enginehouse_builder.certify import (
     certify,
     check_padding,
 )
-from enginehouse_builder.engine_file import EngineFile, opened
-from enginehouse_builder.manifest import Bucket, Latency, Plan, to_json
+from enginehouse_builder.engine_file import EngineFile, opened, opened_stand_in
+from enginehouse_builder.manifest import Bucket, Latency, to_json
 from enginehouse_builder.measure import Budget, measure
 from enginehouse_builder.quantize import Calibration, EightBits, Quantized, quantize
 from enginehouse_builder.sources import EncoderSource
@@ -24,7 +24,7 @@ from enginehouse_builder.targets import Target
 from enginehouse_server.engine.threads import default_lanes
 from enginehouse_server.text import Encoding
 
-from .compile import STAND_IN_BACKEND, Ahead
+from .compile import EngineModel
 from .workplace import BUILDER, MODEL_FILE, RESULT_CODE, SERVER, Report, Result, Workplace
 
 __all__ = [
@@ -41,50 +41,17 @@ _ENGINE_CODE = (f"{SERVER}.engine", f"{BUILDER}.engine_file", *RESULT_CODE, __na
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """An engine's file.
+    """An engine of a classifier that can be opened.
 
     Attributes:
         target: What it is for.
-        file: What it is opened from, in the engine's types.
-        key: Of the stage that wrote that.
-        ahead: The plan that was compiled from it; None of what is none.
+        file: What is opened here: the engine, or what stands for it.
+        model: What it reads.
     """
 
     target: Target
     file: EngineFile
-    key: str
-    ahead: Ahead | None = None
-
-    @property
-    def model(self) -> Path:
-        """What the engine reads where it serves."""
-        return self.ahead.file if self.ahead else self.file.model
-
-    @property
-    def plan(self) -> Plan | None:
-        """What a plan needs; None of what is none."""
-        return self.ahead.plan if self.ahead else None
-
-    @property
-    def stands_for(self) -> str:
-        """What is run in the engine's place where that does not run here; empty where it does."""
-        return self.ahead.stands_for if self.ahead else ""
-
-    @property
-    def here(self) -> EngineFile:
-        """What is run here: the engine itself, or what stands for it."""
-        if self.ahead is None:
-            return self.file
-        if self.ahead.stands_for:
-            return replace(
-                self.file, model=self.ahead.stand_in, precision="fp32", backend=STAND_IN_BACKEND
-            )
-        return replace(self.file, model=self.ahead.file)
-
-    @property
-    def here_key(self) -> str:
-        """Of what is run here."""
-        return self.ahead.key if self.ahead else self.key
+    model: EngineModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,11 +115,11 @@ def run_certify(
     reference: Result[ReferenceFile],
 ) -> Result[Certified]:
     """Certifies an engine, or fails."""
-    backend = graph.here.backend
+    backend = graph.file.backend
     key = key_of(
         code_digest([f"{BUILDER}.certify", *_ENGINE_CODE]),
         place.runtime_of(backend),
-        graph=graph.here_key,
+        graph=graph.model.key,
         rows=_rows_sha256(rows),
         judged=to_json(judged),
         reference=reference.key,
@@ -160,7 +127,8 @@ def run_certify(
     )
 
     def make(_: Path) -> Certified:
-        with opened(graph.here) as engine:
+        is_here = graph.model.stand_in is None
+        with opened(graph.file) if is_here else opened_stand_in(graph.file) as engine:
             return certify(engine, judged, rows, reference.value)
 
     return place.run("certify", key, Certified, make)
@@ -168,11 +136,11 @@ def run_certify(
 
 def run_measure(place: Workplace, graph: Graph, buckets: Sequence[Bucket]) -> Result[Latencies]:
     """Times a lane of an engine with as many as a server of these threads gives it by default."""
-    file = graph.here
+    file = graph.file
     key = key_of(
         code_digest([f"{BUILDER}.measure", *_ENGINE_CODE]),
         place.runtime_of(file.backend),
-        graph=graph.here_key,
+        graph=graph.model.key,
         precision=file.precision,
         buckets=[to_json(bucket) for bucket in buckets],
         num_threads=file.num_threads,

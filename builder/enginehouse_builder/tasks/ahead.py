@@ -9,10 +9,10 @@ from enginehouse_builder.manifest import Plan, PlanProfile, PlanTensor, Tensor
 from enginehouse_builder.precisions import arithmetic_of
 from enginehouse_builder.stages import MODEL_FILE, PLAN_FILE
 from enginehouse_builder.stages.compile import (
-    STAND_IN_BACKEND,
-    Ahead,
     Compiled,
+    EngineModel,
     GraphInTypes,
+    StandIn,
     run_compile,
     run_stand_in,
     run_types,
@@ -27,7 +27,7 @@ from enginehouse_server.engine.tensorrt.plan import slot_capacity
 
 from .building import Building
 
-__all__ = ["compiled", "in_types", "order_for"]
+__all__ = ["as_graph", "compiled", "in_types", "order_for"]
 
 _NUMBER_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -44,6 +44,15 @@ def in_types(building: Building, target: Target, model: Path, key: str) -> Graph
         building.took("compile", written)
         stage.result = f"the graph in {half}{written.note}"
     return GraphInTypes(written.folder / MODEL_FILE, written.key, half)
+
+
+def as_graph(building: Building, target: Target, graph: GraphInTypes) -> EngineModel:
+    """A graph that is served as it is: in half precision that takes a GPU."""
+    if graph.arithmetic == "fp32" or building.place.host.has_cuda_provider:
+        return EngineModel(graph.model, graph.key)
+    words = f" on a processor in place of its CUDA provider: the graph in {graph.arithmetic}"
+    stand_in = StandIn(graph.model, words, is_lowered=False)
+    return EngineModel(graph.model, graph.key, stand_in=stand_in)
 
 
 def order_for(
@@ -74,7 +83,7 @@ def compiled(
     graph: GraphInTypes,
     order: PlanOrder,
     inputs: Sequence[Tensor],
-) -> Ahead:
+) -> EngineModel:
     """The plan of a target.
 
     Args:
@@ -95,17 +104,12 @@ def compiled(
         file = made.folder / PLAN_FILE
         stage.result = f"{target.name} {target.precision}: {_said(made.value, plan)}{made.note}"
         if plan.certified == "runtime":
-            return Ahead(file, made.key, plan, file, "", target.backend)
+            return EngineModel(file, made.key, plan)
         stand_in = run_stand_in(place, graph, order, stage.report)
         building.took("compile", stand_in)
-    return Ahead(
-        file=file,
-        key=stand_in.key,
-        plan=plan,
-        stand_in=stand_in.folder / MODEL_FILE,
-        stands_for=_stands_for(plan, graph),
-        backend=STAND_IN_BACKEND,
-    )
+    words = f" in place of {plan.flavour} {plan.version}: the lowered graph {_how(graph)}"
+    model = StandIn(stand_in.folder / MODEL_FILE, words, is_lowered=True)
+    return EngineModel(file, stand_in.key, plan, model)
 
 
 def _runs_here(building: Building, target: Target) -> bool:
@@ -153,11 +157,8 @@ def _said(found: Compiled, plan: Plan) -> str:
     return "; ".join((said, *found.notes))
 
 
-def _stands_for(plan: Plan, graph: GraphInTypes) -> str:
-    """Exactly what was run, for the certificate."""
-    how = (
-        "with weights and stored activations rounded to bf16, computed in fp32"
-        if graph.arithmetic == "bf16"
-        else f"in the types of the plan ({graph.arithmetic})"
-    )
-    return f" in place of {plan.flavour} {plan.version}: the lowered graph {how}"
+def _how(graph: GraphInTypes) -> str:
+    """Exactly what is computed, for the certificate."""
+    if graph.arithmetic == "bf16":
+        return "with weights and stored activations rounded to bf16, computed in fp32"
+    return f"in the plan's types ({graph.arithmetic})"

@@ -11,7 +11,7 @@ from enginehouse_builder.errors import CertificateError
 from enginehouse_builder.quantize import WeightPrecision
 from enginehouse_builder.sources import DecoderSource
 from enginehouse_builder.stages import MODEL_FILE, Result
-from enginehouse_builder.stages.compile import Ahead, GraphInTypes
+from enginehouse_builder.stages.compile import EngineModel, GraphInTypes
 from enginehouse_builder.stages.decoder import (
     DecoderGraph,
     StepTimes,
@@ -32,7 +32,7 @@ from enginehouse_server.engine.decoder import (
 )
 from enginehouse_server.engine.tensorrt.plan import decoder_profiles
 
-from .ahead import compiled, in_types, order_for
+from .ahead import as_graph, compiled, in_types, order_for
 from .building import Building, by_target
 from .rounds import Verdicts, prove
 
@@ -58,8 +58,8 @@ def build_decoders(
     return tuple(
         ProvenDecoder(
             target=graph.target,
-            model=graph.model,
-            plan=graph.plan,
+            model=graph.model.file,
+            plan=graph.model.plan,
             precision=graph.target.precision,
             cache_precision=graph.spec.cache_precision,
             attention=graph.spec.attention,
@@ -93,9 +93,13 @@ class _Decoders:
         cache_precision = cache_precision_of(target, attention, self._asked)
         model, key = self._file(target.precision)
         graph = in_types(self._building, target, model, key)
+        if target.is_plan:
+            made = self._plan(target, graph)
+        else:
+            made = as_graph(self._building, target, graph)
         limits = self._source.limits
         spec = DecoderSpec(
-            model=graph.model,
+            model=made.stand_in.model if made.stand_in else made.file,
             precision=target.precision,
             cache_precision=cache_precision,
             layers=self._layers,
@@ -107,8 +111,7 @@ class _Decoders:
             num_threads=self._building.place.num_threads,
             attention=attention,
         )
-        ahead = self._ahead(target, graph) if target.is_plan else None
-        return DecoderGraph(target, spec, graph.key, self._source.task.is_mixture, ahead)
+        return DecoderGraph(target, spec, made, self._source.task.is_mixture)
 
     def certify(self, graphs: Sequence[DecoderGraph]) -> Verdicts[Result[CertifiedDecoder]]:
         """Each engine's certificate, or why it has none."""
@@ -133,7 +136,7 @@ class _Decoders:
             stage.result = proof + by_target(said)
         return verdicts
 
-    def _ahead(self, target: Target, graph: GraphInTypes) -> Ahead:
+    def _plan(self, target: Target, graph: GraphInTypes) -> EngineModel:
         limits = self._source.limits
         profiles = decoder_profiles(
             self._layers, limits.max_tokens, limits.max_batch_tokens, limits.max_batch
@@ -189,7 +192,7 @@ def _measure(building: Building, graphs: Sequence[DecoderGraph]) -> list[Result[
     with building.stage("measure") as stage:
         for graph in graphs:
             name = graph.target.name
-            if graph.stands_for:
+            if graph.model.stand_in is not None:
                 measured.append(None)
                 said.append((name, "does not run here"))
                 continue

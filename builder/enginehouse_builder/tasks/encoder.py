@@ -12,6 +12,7 @@ from enginehouse_builder.manifest import ClassifyTask
 from enginehouse_builder.quantize import EightBits
 from enginehouse_builder.sources import EncoderSource
 from enginehouse_builder.stages import MODEL_FILE, Result
+from enginehouse_builder.stages.compile import STAND_IN_BACKEND
 from enginehouse_builder.stages.encoder import (
     Graph,
     Latencies,
@@ -24,7 +25,7 @@ from enginehouse_builder.version_files import ProvenEncoder
 from enginehouse_server.engine.ahead import encoder_profiles
 from enginehouse_server.engine.base import Shape
 
-from .ahead import compiled, in_types, order_for
+from .ahead import as_graph, compiled, in_types, order_for
 from .building import Building, by_target
 from .rounds import Verdicts, prove
 
@@ -47,8 +48,8 @@ def build_encoders(building: Building, source: EncoderSource) -> tuple[ProvenEnc
     return tuple(
         ProvenEncoder(
             target=graph.target,
-            model=graph.model,
-            plan=graph.plan,
+            model=graph.model.file,
+            plan=graph.model.plan,
             precision=graph.target.precision,
             certified=found.value,
             latency=times.value.by_shape if times else (),
@@ -76,15 +77,16 @@ def _graph(building: Building, source: EncoderSource, target: Target) -> Graph:
     if target.precision in ("int8", "fp8"):
         model, key = _rounded(building, source, target.precision)
     graph = in_types(building, target, model, key)
-    file = replace(
-        graph_file(building, source, graph.model, target.backend), precision=target.precision
-    )
-    if not target.is_plan:
-        return Graph(target, file, graph.key)
-    shapes = [Shape(batch, b.length) for b in source.buckets for batch in b.batches]
-    order = order_for(building, target, encoder_profiles(source.input_names, shapes))
-    ahead = compiled(building, target, graph, order, source.inputs)
-    return Graph(target, file, graph.key, ahead)
+    if target.is_plan:
+        shapes = [Shape(batch, b.length) for b in source.buckets for batch in b.batches]
+        order = order_for(building, target, encoder_profiles(source.input_names, shapes))
+        made = compiled(building, target, graph, order, source.inputs)
+    else:
+        made = as_graph(building, target, graph)
+    here = made.stand_in.model if made.stand_in else made.file
+    backend = STAND_IN_BACKEND if made.stand_in else target.backend
+    file = graph_file(building, source, here, backend)
+    return Graph(target, replace(file, precision=target.precision), made)
 
 
 def _rounded(building: Building, source: EncoderSource, precision: EightBits) -> tuple[Path, str]:
@@ -109,7 +111,8 @@ def _certified(
         for graph in graphs:
             name = graph.target.name
             stage.report(f"running {name} on {len(source.rows)} samples, alone and in batches")
-            judged = Judged(graph.target.precision, source.task, source.limits, graph.stands_for)
+            words = graph.model.stand_in.words if graph.model.stand_in else ""
+            judged = Judged(graph.target.precision, source.task, source.limits, words)
             try:
                 found = run_certify(building.place, graph, judged, source.rows, source.reference)
             except CertificateError as error:
@@ -134,7 +137,7 @@ def _measure(
     with building.stage("measure") as stage:
         for graph in graphs:
             name = graph.target.name
-            if graph.stands_for:
+            if graph.model.stand_in is not None:
                 latencies.append(None)
                 said.append((name, "does not run here"))
                 continue
