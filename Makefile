@@ -21,7 +21,7 @@ $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/pip install --quiet "torch==2.13.0"
-	$(BIN)/pip install --quiet --editable ".[builder,onnxruntime,demo,loadtest]" --group dev
+	$(BIN)/pip install --quiet --editable ".[builder,onnxruntime,tensorrt-rtx,demo,loadtest]" --group dev
 	touch $@
 
 serve: install ## Build the demo engines if the repository is empty, and serve (ARGS="--listen … --no-demo-generate")

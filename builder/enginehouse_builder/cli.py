@@ -152,7 +152,9 @@ def _common(command: F) -> F:
 )
 @_option(
     "--certify-minutes",
-    "How long a decoder's original may answer more prompts than its certificate needs.",
+    "How long a decoder's original may answer more prompts than its certificate needs; one "
+    "past a window or a rope's original length that takes longer (and over a minute) lowers "
+    "--max-tokens.",
     click.FloatRange(min=0),
     2.0,
 )

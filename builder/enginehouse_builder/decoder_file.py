@@ -10,11 +10,11 @@ from enginehouse_server.errors import EnginehouseError
 
 from .errors import BuildError, UnsupportedModelError
 
-__all__ = ["cache_bytes", "opened_decoder", "opened_stand_in", "token_bytes"]
+__all__ = ["LEAST_SLOTS", "cache_bytes", "opened_decoder", "opened_stand_in", "token_bytes"]
 
 _BYTES = 4  # of a cached number, in the widest precision
 _BLOCK = 32  # tokens: a sequence's last block may be nearly empty
-_LEAST_SLOTS = 3  # a sequence, its twin, and another
+LEAST_SLOTS = 3  # a sequence, its twin, and another
 _SHARE_OF_FREE_MEMORY = 0.5
 
 
@@ -30,7 +30,7 @@ def cache_bytes(spec: DecoderSpec, num_tokens: int) -> int:
     free = available_bytes()
     if free is None:
         return slot_bytes * spec.max_sequences
-    fitting = max(_LEAST_SLOTS, int(free * _SHARE_OF_FREE_MEMORY) // slot_bytes)
+    fitting = max(LEAST_SLOTS, int(free * _SHARE_OF_FREE_MEMORY) // slot_bytes)
     return slot_bytes * min(spec.max_sequences, fitting)
 
 

@@ -1,12 +1,14 @@
 """The original decoder, run by transformers in fp32: what every engine is compared with."""
 
 import inspect
+import time
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .certify import NUM_TOP, Continuation, Prompt
+from .certify import NUM_TOP, Continuation, OriginalPace, Prompt
 from .export.loading import load_model, quiet
 from .export.rope import hold_rope
 from .resolve import Resolved
@@ -15,6 +17,15 @@ from .spec import BuildSpec
 __all__ = ["DecoderReference"]
 
 _PIECE = 512  # tokens of a prompt at a time: plain attention takes memory by their number squared
+_WARM_TOKENS = 8
+_TIMED_PIECES = 3  # how attention grows shows from the first to the last
+
+
+class _Piece(NamedTuple):
+    """How long a token took, with so many before it and the rest of its piece."""
+
+    num_before: int
+    token_s: float
 
 
 class DecoderReference:
@@ -62,7 +73,44 @@ class DecoderReference:
             top_ids=tuple(tuple(row) for row in top.indices.tolist()),
             top_logits=tuple(_short(row) for row in top.values),
             log_sums=tuple(float(row.double().logsumexp(0)) for row in rows),
+            medians=tuple(float(row.median()) for row in rows),
         )
+
+    def pace(self, num_tokens: int, enough_s: float) -> OriginalPace:
+        """How fast it reads, from the first pieces of a prompt of so many tokens.
+
+        Args:
+            num_tokens: Of the prompt that is to be foretold.
+            enough_s: After so many seconds it is known that the prompt takes longer.
+        """
+        with quiet(), torch.inference_mode():
+            self._timed(_WARM_TOKENS, enough_s)
+            read, step_s = self._timed(min(num_tokens, _TIMED_PIECES * _PIECE), enough_s)
+        first, last = read[0], read[-1]
+        context_s = 0.0
+        if last.num_before > first.num_before:
+            grown = last.token_s - first.token_s
+            context_s = max(0.0, grown / (last.num_before - first.num_before))
+        token_s = max(0.0, first.token_s - context_s * first.num_before)
+        return OriginalPace(token_s, context_s, step_s, self._has_cache)
+
+    def _timed(self, num_tokens: int, enough_s: float) -> tuple[list[_Piece], float]:
+        """Seconds a token for each whole piece of a prompt, and of one more token."""
+        prompt, tokens = Prompt("", (0,) * num_tokens, 2, True), list[int]()
+        read: list[_Piece] = []
+        began = last = now = time.perf_counter()
+        for start, logits in self._steps(prompt, tokens):
+            now = time.perf_counter()
+            end = start + len(logits)
+            if end > num_tokens or now - began > enough_s:
+                break
+            num_read = min(_PIECE, num_tokens) if self._has_cache else end
+            if not read or end % _PIECE == 0:  # what is left of a prompt has fewer to share by
+                read.append(_Piece(end, (now - last) / num_read))
+            if end == num_tokens:
+                tokens.append(0)
+            last = now
+        return read or [_Piece(_PIECE, (now - last) / min(_PIECE, num_tokens))], now - last
 
     def _steps(self, prompt: Prompt, tokens: list[int]) -> Iterator[tuple[int, Tensor]]:
         """Logits `[new, vocab]` of each piece of the prompt, then of each of the tokens.

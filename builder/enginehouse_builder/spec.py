@@ -37,7 +37,9 @@ class BuildSpec:
         max_batch_tokens: Most rows * padded length of a batch; of a decoder, most new tokens of a
             step. None derives it from the other limits.
         certify_minutes: How long the original of a decoder may go on answering prompts, once it
-            has answered as many as a certificate needs.
+            has answered as many as a certificate needs. Where a prompt past a window, or past a
+            length that positions are scaled from, would take longer (and longer than a minute),
+            sequences end there.
         samples: File of one text a line for certificate and calibration; None is the shipped one.
         trust_remote_code: Whether the model's own Python code may run here.
         num_threads: Processor threads to measure with; None is what this process may use.

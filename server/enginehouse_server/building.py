@@ -8,10 +8,13 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
+import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 
 from .engine.machine import Machine
 from .errors import RepositoryError
@@ -22,7 +25,7 @@ __all__ = ["MissingEngine", "build_engines", "missing_engines"]
 _log = logging.getLogger(__name__)
 _NICENESS = 19  # engines that serve have the processor first
 _GRACE_S = 10.0  # for a build that is told to end
-_LONGEST_LINE = 1 << 20
+_PROGRESS = "…"  # in a line that another of its kind follows soon
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +87,7 @@ async def build_engines(missing: Sequence[MissingEngine]) -> None:
         _log.info("building %s beside serving", name)
         try:
             code, last = await _run(engine.command, name)
-        except (OSError, ValueError) as error:  # ValueError: a line without an end
+        except OSError as error:
             code, last = -1, str(error)
         if code:
             _log.error(
@@ -97,36 +100,49 @@ async def build_engines(missing: Sequence[MissingEngine]) -> None:
 
 async def _run(command: Sequence[str], name: str) -> tuple[int, str]:
     """Runs a command to its end; its exit code and last line."""
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        start_new_session=True,  # a signal to the server's group is the server's to pass on
-        limit=_LONGEST_LINE,
-    )
-    last = ""
+    process = await asyncio.to_thread(_started, command)
     try:
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, process.pid, _NICENESS)
-        assert process.stdout is not None
-        async for line in process.stdout:
-            if text := line.decode(errors="replace").strip():
-                last = text
-                _log.info("%s: %s", name, text)
-        return await process.wait(), last
+        last = await asyncio.to_thread(_follow, process, name)
+        return await asyncio.to_thread(process.wait), last
     finally:
-        await _end(process)
+        if process.returncode is None:
+            await asyncio.to_thread(_end, process)
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """Ends a process that still runs: at first as an interruption, so that it leaves nothing."""
-    if process.returncode is not None:
-        return
-    with contextlib.suppress(ProcessLookupError):
-        process.terminate()
-    try:
-        await asyncio.wait_for(process.wait(), _GRACE_S)
-    except TimeoutError:
-        process.kill()
-        await process.wait()
+def _started(command: Sequence[str]) -> "subprocess.Popen[str]":
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,  # a signal to the server's group is the server's to pass on
+    )
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, process.pid, _NICENESS)
+    return process
+
+
+def _follow(process: "subprocess.Popen[str]", name: str) -> str:
+    """Logs what a process prints until it ends; the last line. Progress comes once a second."""
+    last, quiet_until = "", 0.0
+    assert process.stdout is not None
+    with process.stdout as lines:
+        for line in map(str.strip, lines):
+            now = monotonic()
+            if line and not (_PROGRESS in line and now < quiet_until):
+                _log.info("%s: %s", name, line)
+                quiet_until = now + 1
+            last = line or last
+    return last
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    """Ends a process and what it started, at first so that it can tidy up."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_GRACE_S)
+            return

@@ -57,12 +57,19 @@ async def test_a_build_runs_at_low_priority_with_its_progress_in_the_log(
     code = (
         "import os, time\n"
         "while os.getpriority(os.PRIO_PROCESS, 0) < 19: time.sleep(0.01)\n"
-        "print('compile 3 of 7', flush=True)"
+        "for n in range(3): print(f'compile … {n} of 3', flush=True)\n"
+        "print('compiled', flush=True)"
     )
+    began = monotonic()
     await asyncio.wait_for(build_engines([_building(code)]), 20)
-    assert log.messages == [
+    # Of lines of progress one a second is enough.
+    assert len(log.messages) <= 4 + (monotonic() - began)
+    assert log.messages[:2] == [
         "building topics for tensorrt:sm90=fp32 beside serving",
-        "topics for tensorrt:sm90=fp32: compile 3 of 7",
+        "topics for tensorrt:sm90=fp32: compile … 0 of 3",
+    ]
+    assert log.messages[-2:] == [
+        "topics for tensorrt:sm90=fp32: compiled",
         "topics for tensorrt:sm90=fp32 is built and published: it is served from the next start",
     ]
 
@@ -71,13 +78,14 @@ async def test_a_build_that_fails_is_told_and_the_next_is_made(
     log: pytest.LogCaptureFixture,
 ) -> None:
     failing = "import sys; print('no builder here', file=sys.stderr); sys.exit(2)"
-    await build_engines([_building(failing), _building("print('x' * 3_000_000)"), _building("")])
+    nowhere = MissingEngine("topics", "tensorrt:sm90=fp32", ("/nowhere/python",))
+    await build_engines([_building(failing), nowhere, _building("")])
     failed = [r.getMessage() for r in log.records if r.levelno == logging.ERROR]
     assert failed[0] == (
         "topics for tensorrt:sm90=fp32 was not built (exit code 2): no builder here; what is there "
         "goes on serving"
     )
-    assert "was not built (exit code -1)" in failed[1]
+    assert "was not built (exit code -1): [Errno 2]" in failed[1]
     assert log.messages[-1].endswith("it is served from the next start")
 
 

@@ -34,6 +34,7 @@ class Continuation:
         top_ids: For each of `tokens`, the likeliest at its place, best first.
         top_logits: Their logits.
         log_sums: For each of `tokens`, the logarithm of the sum of all exponentials of logits.
+        medians: For each of `tokens`, the median of all logits; empty in files of earlier builds.
     """
 
     text: str
@@ -43,6 +44,7 @@ class Continuation:
     top_ids: tuple[tuple[int, ...], ...]
     top_logits: tuple[tuple[float, ...], ...]
     log_sums: tuple[float, ...]
+    medians: tuple[float, ...] = ()
 
     @property
     def is_long(self) -> bool:

@@ -5,13 +5,22 @@ that its positions are scaled from, so one prompt is made that reaches there, of
 after the other.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from enginehouse_builder.errors import SpecError
 from enginehouse_server.text import TextInput, Tokenizer
 
-__all__ = ["MIN_PROMPTS", "Prompt", "choose_prompts"]
+__all__ = [
+    "MIN_PROMPTS",
+    "Prompt",
+    "choose_prompts",
+    "long_prompt_tokens",
+    "new_tokens",
+    "reached_lengths",
+    "tokens_at_once",
+    "usual_prompt_tokens",
+]
 
 MIN_PROMPTS = 16  # of a certificate, beside the long one, where the samples have as many
 
@@ -21,6 +30,8 @@ _SHORT = 96  # tokens of a usual prompt, at most
 _LEAST = 2
 _BEYOND = 48
 _LONG_ANYWAY = 320
+_AT_ONCE = 16  # sequences that have cache at the same time, twins' donors among them
+_BLOCK = 32  # tokens: each sequence's last block may be nearly empty
 
 
 class Prompt(NamedTuple):
@@ -54,8 +65,8 @@ def choose_prompts(
     Raises:
         SpecError: No sample is long enough to be a prompt.
     """
-    num_new = min(_NEW_TOKENS, max_tokens // 2)
-    limit = min(_SHORT, max_tokens - num_new)
+    num_new = new_tokens(max_tokens)
+    limit = usual_prompt_tokens(max_tokens)
     rows = tokenizer.encode([TextInput(text) for text in texts])
     found = {
         tuple(row.ids[:limit]): text
@@ -66,15 +77,39 @@ def choose_prompts(
         raise SpecError("no sample is two tokens long: give longer texts with --samples")
     ordered = sorted(found, key=lambda tokens: (len(tokens), tokens))
     short = [Prompt(found[tokens], tokens, num_new, False) for tokens in _spread(ordered)]
-    long = _long_prompt(texts, tokenizer, _length(max_tokens, num_new, lengths))
+    long = _long_prompt(texts, tokenizer, long_prompt_tokens(max_tokens, lengths))
     return [Prompt(texts[0], long, num_new, True), *short[:_MAX_PROMPTS]]
 
 
-def _length(max_tokens: int, num_new: int, lengths: Sequence[int]) -> int:
+def new_tokens(max_tokens: int) -> int:
+    """How many tokens are to follow each prompt."""
+    return min(_NEW_TOKENS, max_tokens // 2)
+
+
+def usual_prompt_tokens(max_tokens: int) -> int:
+    """Most tokens of a prompt that is not there for its length."""
+    return min(_SHORT, max_tokens - new_tokens(max_tokens))
+
+
+def tokens_at_once(lengths: Iterable[int]) -> int:
+    """Room in the cache for as many of the longest sequences as have it at the same time.
+
+    Args:
+        lengths: Of the sequences, prompt and answer.
+    """
+    return sum(length + _BLOCK for length in sorted(lengths)[-_AT_ONCE:])
+
+
+def reached_lengths(max_tokens: int, lengths: Sequence[int]) -> list[int]:
+    """Those of the lengths that sequences of at most `max_tokens` go beyond."""
+    return [length for length in lengths if 0 < length < max_tokens]
+
+
+def long_prompt_tokens(max_tokens: int, lengths: Sequence[int]) -> int:
     """Of the long prompt: beyond every length that it reaches, if only with its answer."""
-    reached = [length for length in lengths if 0 < length < max_tokens]
+    reached = reached_lengths(max_tokens, lengths)
     beyond = max([_LONG_ANYWAY, *(length + _BEYOND for length in reached)])
-    return min(max_tokens - num_new, beyond)
+    return min(max_tokens - new_tokens(max_tokens), beyond)
 
 
 def _long_prompt(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> tuple[int, ...]:

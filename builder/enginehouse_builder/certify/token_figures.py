@@ -1,4 +1,10 @@
-"""The figures of an engine's tokens and logits beside the original's."""
+"""The figures of an engine's tokens and logits beside the original's.
+
+Errors are judged by how far the original's logits are spread: the farthest of a likely token's from
+the median of its place. What is added to all logits of a place changes no probability, and a model
+may put all of them far from 0; judged by the largest, it could be as far off as it likes. The
+median, not the mean: tokens that are never to come may have any logit.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,7 +15,7 @@ from numpy.typing import NDArray
 from .continuations import Continuation
 from .scores import Scores
 
-__all__ = ["Deviation", "TokenFigures", "figures_of", "first_difference"]
+__all__ = ["Deviation", "TokenFigures", "figures_of", "first_difference", "spread_of"]
 
 _LEAST_SHARE = 1e-12  # a probability below is taken for it: its logarithm must exist
 
@@ -42,12 +48,14 @@ class TokenFigures(NamedTuple):
         long_kl: `mean_kl` there alone.
         perplexity: Of the engine on the prompts.
         reference_perplexity: Of the original.
-        scale: Largest absolute logit of the original.
+        scale: `spread_of` the original.
         error: Greatest error of a logit.
         choice: Of all first tokens that differ from the original's, the greatest distance between
             the original's logits of the two.
         mixing: Greatest distance by which a token chosen beside other sequences is behind the one
             that the engine prefers alone.
+        errors: Greatest error of a logit at each place.
+        behind: As `mixing`, of each place where it can be told.
     """
 
     num_tokens: int
@@ -64,6 +72,8 @@ class TokenFigures(NamedTuple):
     error: Deviation
     choice: Deviation
     mixing: Deviation
+    errors: NDArray[np.float64]
+    behind: NDArray[np.float64]
 
 
 def figures_of(
@@ -79,17 +89,19 @@ def figures_of(
         texts: The original's.
         joint: The engine's greedy tokens, for each text, beside other sequences.
         scores: What it makes of the original's own text, alone.
-        tie: Share of the largest logit: two that are closer are the same number but for rounding.
-        near: Share of the largest logit: between two that are closer no clear choice was made.
+        tie: Share of the spread: two logits that are closer are the same number but for rounding.
+        near: Share of the spread: between two logits that are closer no clear choice was made.
     """
     top = [np.array(text.top_logits) for text in texts]
-    scale = max(float(np.abs(np.concatenate(top)).max()), 1e-6)
+    scale = spread_of(texts)
     agreed, compared, choice = _agreement(texts, joint, tie * scale)
     same = [s.best == np.array(t.tokens) for s, t in zip(scores, texts, strict=True)]
     kept = [found | (_gaps(t) <= near * scale) for found, t in zip(same, texts, strict=True)]
     kl = [_kl(t, s) for t, s in zip(texts, scores, strict=True)]
     longs = [i for i, text in enumerate(texts) if text.is_long]
     losses = np.concatenate([s.prompt_losses for s in scores])
+    errors = [np.abs(s.top_logits - t).max(axis=1) for s, t in zip(scores, top, strict=True)]
+    behind = _behind(texts, joint, scores)
     return TokenFigures(
         num_tokens=compared,
         token_agreement=agreed / max(compared, 1),
@@ -102,12 +114,26 @@ def figures_of(
         perplexity=_perplexity(losses),
         reference_perplexity=_perplexity(np.concatenate([t.prompt_losses for t in texts])),
         scale=scale,
-        error=_worst(
-            [np.abs(s.top_logits - t).max(axis=1) for s, t in zip(scores, top, strict=True)]
-        ),
+        error=_worst(errors),
         choice=choice,
-        mixing=_mixing(texts, joint, scores),
+        mixing=_worst(behind),
+        errors=np.concatenate(errors),
+        behind=np.concatenate(behind),
     )
+
+
+def spread_of(texts: Sequence[Continuation]) -> float:
+    """Farthest distance of a likely token's logit from the median of its place, never quite 0.
+
+    Without medians, which earlier builds did not keep, it is the largest absolute logit.
+    """
+    most = 1e-6
+    for text in texts:
+        top = np.array(text.top_logits)
+        if text.medians:
+            top = top - np.array(text.medians)[:, None]
+        most = max(most, float(np.abs(top).max()))
+    return most
 
 
 def first_difference(ours: Sequence[int], theirs: Sequence[int]) -> int:
@@ -142,15 +168,15 @@ def _agreement(
     return agreed, compared, worst
 
 
-def _mixing(
+def _behind(
     texts: Sequence[Continuation], joint: Sequence[Sequence[int]], scores: Sequence[Scores]
-) -> Deviation:
+) -> list[NDArray[np.float64]]:
     """Up to a sequence's first difference it has the same tokens before it as alone."""
     behind = []
     for text, tokens, found in zip(texts, joint, scores, strict=True):
         last = first_difference(tokens, text.tokens) + 1
         behind.append((found.best_logits - found.joint_logits)[:last])
-    return _worst(behind)
+    return behind
 
 
 def _worst(sizes: Sequence[NDArray[np.float64]]) -> Deviation:

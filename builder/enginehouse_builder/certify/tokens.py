@@ -19,7 +19,7 @@ from .joint import Work, run_jointly, shareable_tokens
 from .scores import score
 from .token_figures import Deviation, TokenFigures, figures_of
 from .token_probes import token_probes
-from .tolerance import TOKEN_TIE, TokenTolerance, token_tolerance
+from .tolerance import TOKEN_TIE, TokenTolerance, Usual, token_tolerance
 
 __all__ = ["CertifiedDecoder", "JudgedDecoder", "certify_decoder"]
 
@@ -155,14 +155,15 @@ def _fault(trial: _Trial, tolerance: TokenTolerance) -> str:
     if not found.error.size <= tolerance.error * scale:  # also when it is not a number
         return (
             f"a logit is off by {found.error.size:.3g}, which is {found.error.size / scale:.2g} of "
-            f"the largest ({scale:.3g}); {tolerance.error:g} is allowed. "
+            f"what logits are spread by ({scale:.3g}); {tolerance.error:g} is allowed. "
             f"Furthest off {_where(found.error, trial)}"
         )
     if not found.mixing.size <= tolerance.mixing * scale:
         return (
             "it chooses otherwise beside other sequences than alone: a token whose logit is "
             f"{found.mixing.size:.3g} less than the best, which is {found.mixing.size / scale:.2g} "
-            f"of the largest; {tolerance.mixing:g} is allowed. {_chosen(found.mixing, trial)}"
+            f"of what logits are spread by; {tolerance.mixing:g} is allowed. "
+            f"{_chosen(found.mixing, trial)}"
         )
     if tolerance.is_exact and not found.choice.size <= TOKEN_TIE * scale:
         return (
@@ -170,7 +171,25 @@ def _fault(trial: _Trial, tolerance: TokenTolerance) -> str:
             f"and all must be. {_chosen(found.choice, trial)}, though the original's logits of the "
             f"two are {found.choice.size:.3g} apart"
         )
-    return _mean_fault(found, tolerance)
+    return _usual_fault(found, tolerance.usual) or _mean_fault(found, tolerance)
+
+
+def _usual_fault(found: TokenFigures, usual: Usual | None) -> str:
+    """What more places than a few do not keep, of a mixture of experts."""
+    if usual is None:
+        return ""
+    for sizes, bound, what in (
+        (found.errors, usual.error, "a logit is off"),
+        (found.behind, usual.mixing, "a token chosen beside other sequences is behind another"),
+    ):
+        share = float((sizes > bound * found.scale).mean())
+        if share > usual.others:
+            return (
+                f"at {share:.1%} of {len(sizes)} places {what} by more than {bound:g} of what "
+                f"logits are spread by; {usual.others:.0%} of them may, where tokens go to other "
+                "experts than the original sends them to"
+            )
+    return ""
 
 
 def _mean_fault(found: TokenFigures, tolerance: TokenTolerance) -> str:

@@ -52,6 +52,8 @@ def decoder_facts(manifest: Manifest) -> dict[str, str]:
     facts["attention"] = _attention(task.layers)
     facts["ends at"] = _ends(task)
     facts["sampling"] = _defaults(task.defaults)
+    if task.lowered:
+        facts["lowered to"] = task.lowered
     return facts
 
 
@@ -78,7 +80,7 @@ def _engine_facts(engine: DecoderEngine, manifest: Manifest) -> dict[str, str]:
         "tokens": f"{share(found.token_agreement)} of {found.num_tokens} greedy tokens are the "
         f"original's, {share(found.top1_agreement)} given its own text",
         "error": f"a logit at most {found.max_abs_error:.3g}, "
-        f"{found.max_abs_error / found.scale:.2g} of the largest {found.scale:.3g}, "
+        f"{found.max_abs_error / found.scale:.2g} of the spread {found.scale:.3g}, "
         f"{found.tolerance:g} allowed; distributions {found.mean_kl:.2g} nats apart",
         "perplexity": f"{found.perplexity:.5g} on the samples, the original's "
         f"{found.reference_perplexity:.5g}",

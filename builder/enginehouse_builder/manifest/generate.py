@@ -64,6 +64,7 @@ class GenerateTask:
         has_chat_template: Whether the tokenizer's folder has one.
         defaults: Of sampling.
         is_mixture: Whether tokens choose among experts.
+        lowered: Why sequences are shorter than the build was to allow; empty if they are not.
     """
 
     vocab_size: int
@@ -72,6 +73,7 @@ class GenerateTask:
     has_chat_template: bool
     defaults: GenerationDefaults
     is_mixture: bool = False
+    lowered: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,8 @@ class GenerateCertificate:
         mean_kl: Mean Kullback-Leibler divergence of the next token's distribution, nats.
         perplexity: Of the engine on the sample text.
         reference_perplexity: Of the original on the same.
-        scale: Largest absolute logit of the reference.
+        scale: How far the reference's logits are spread: the farthest of a likely token's from the
+            median of its place. Of earlier builds, its largest absolute logit.
         tolerance: The bound on max_abs_error / scale that the build demanded.
     """
 

@@ -10,6 +10,7 @@ from enginehouse_builder.certify import (
     ContinuationFile,
     JudgedDecoder,
     certify_decoder,
+    tokens_at_once,
 )
 from enginehouse_builder.decoder_file import cache_bytes, opened_decoder, opened_stand_in
 from enginehouse_builder.manifest import StepTime
@@ -32,8 +33,6 @@ __all__ = [
 ]
 
 _ENGINE_CODE = (f"{SERVER}.engine", f"{BUILDER}.decoder_file", *RESULT_CODE, __name__)
-_CERTIFIED_AT_ONCE = 16  # sequences that have cache at the same time, twins' donors among them
-_BLOCK = 32  # tokens: each sequence's last block may be nearly empty
 _CONVERSION_PROMPTS = 4  # beside the long one: the fp32 gate tells more of each
 
 
@@ -133,10 +132,8 @@ def _certified(
         device=place.devices[graph.backend].name,
         **graph.settings,
     )
-    spec = replace(
-        graph.spec,
-        cache_bytes=cache_bytes(graph.spec, _cached_tokens(reference.value)),
-    )
+    lengths = [len(text.prompt) + len(text.tokens) for text in reference.value.continuations]
+    spec = replace(graph.spec, cache_bytes=cache_bytes(graph.spec, tokens_at_once(lengths)))
     words = graph.model.stand_in.words if graph.model.stand_in else ""
     judged = JudgedDecoder(spec.precision, spec.cache_precision, graph.is_mixture, words)
 
@@ -155,12 +152,6 @@ def _opened(graph: DecoderGraph, spec: DecoderSpec) -> AbstractContextManager[De
     # What is rounded to bf16 is kept, and computed, in fp32.
     kept: CachePrecision = "fp16" if spec.cache_precision == "fp16" else "fp32"
     return opened_stand_in(replace(spec, cache_precision=kept), is_lowered=stand_in.is_lowered)
-
-
-def _cached_tokens(reference: ContinuationFile) -> int:
-    """Room for as many of the longest sequences as have cache at the same time."""
-    lengths = [len(text.prompt) + len(text.tokens) for text in reference.continuations]
-    return sum(length + _BLOCK for length in sorted(lengths)[-_CERTIFIED_AT_ONCE:])
 
 
 def run_measure(place: Workplace, graph: DecoderGraph) -> Result[StepTimes]:

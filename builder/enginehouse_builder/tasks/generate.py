@@ -20,6 +20,7 @@ from enginehouse_server.text import Tokenizer
 
 from .building import Building
 from .decoder import build_decoders
+from .reach import within_reach
 
 __all__ = ["build_decoder", "decoder_limits"]
 
@@ -47,7 +48,7 @@ def build_decoder(building: Building, context: Context) -> Parts:
     Raises:
         BuildError: One failed.
     """
-    exported = _export(building, context)
+    exported, context = within_reach(building, context, _export)
     source = _source(building, context, exported)
     engines = build_decoders(building, source, context.spec.cache_precision)
     return Parts(

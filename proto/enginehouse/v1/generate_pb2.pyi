@@ -63,9 +63,13 @@ class Prompt(_message.Message):
     CHAT_FIELD_NUMBER: _builtins.int
     TRUNCATE_TOKENS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """A text; the tokenizer adds the special tokens that the model begins with."""
+    """A text, not empty; the tokenizer adds the special tokens that the model begins with. At most as many characters as the model's
+    `max_tokens` tokens can have, or 1,048,576 with `truncate_tokens`.
+    """
     truncate_tokens: _builtins.int
-    """Keep only so many of the last tokens of a prompt that is longer. Absent: a prompt that is too long is an error."""
+    """Keep only so many of the last tokens of a prompt that is longer; 1 to the model's `max_tokens`. Absent: a prompt that is too long
+    is an error. However a prompt comes, it has at most `max_tokens` - 1 tokens in the end.
+    """
     @_builtins.property
     def token_ids(self) -> Global___TokenIds:
         """Tokens, taken as they are."""
@@ -106,7 +110,9 @@ class TokenIds(_message.Message):
     IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Ids in the model's vocabulary, at least one."""
+        """Ids in the model's vocabulary, at least one and at most the model's `max_tokens` - 1; any number of them with `truncate_tokens`,
+        which looks only at those that it keeps.
+        """
 
     def __init__(
         self,
@@ -134,7 +140,7 @@ class Chat(_message.Message):
     """Begin the answer of the assistant. Absent: true. False continues the last message."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
-        """The messages, oldest first, at least one."""
+        """The messages, oldest first, at least one. Together, and as the template writes them, bounded as a text is."""
 
     @_builtins.property
     def template_variables(self) -> _struct_pb2.Struct:
@@ -166,7 +172,7 @@ class ChatMessage(_message.Message):
     ROLE_FIELD_NUMBER: _builtins.int
     CONTENT_FIELD_NUMBER: _builtins.int
     role: _builtins.str
-    """Who speaks, as the template names it: usually "system", "user" or "assistant"."""
+    """Who speaks, as the template names it: usually "system", "user" or "assistant". Not empty."""
     content: _builtins.str
     """What is said."""
     def __init__(
@@ -225,13 +231,15 @@ class Sampling(_message.Message):
     temperature: _builtins.float
     """Divides the logits; 0 always takes the most likely token. 0 to 100; default 1 if the model samples by default, else 0."""
     top_k: _builtins.int
-    """Only so many of the most likely tokens; 0 for all. Default 0."""
+    """Only so many of the most likely tokens; not negative, 0 for all. Default 0."""
     top_p: _builtins.float
     """Only the most likely tokens that together reach this probability, above 0 to 1. Default 1."""
     min_p: _builtins.float
     """Only tokens of at least this share of the most likely one's probability, 0 to 1. Default 0."""
     repetition_penalty: _builtins.float
-    """Divides the positive and multiplies the negative logits of tokens that prompt or answer have; above 0; 1 is none. Default 1."""
+    """Divides the positive and multiplies the negative logits of tokens that prompt or answer have; 0.01 to 100; 1 is none.
+    Default 1.
+    """
     presence_penalty: _builtins.float
     """Taken off the logits of tokens that the answer has; -2 to 2. Default 0."""
     frequency_penalty: _builtins.float
@@ -239,14 +247,14 @@ class Sampling(_message.Message):
     seed: _builtins.int
     """Makes the choice repeatable: the same seed and request give the same tokens, whatever runs beside. Absent: chosen at random."""
     num_sequences: _builtins.int
-    """How many sequences to generate from the prompt. Default 1."""
+    """How many sequences to generate from the prompt; 1 to the server's --max-num-sequences, by default 16. Default 1."""
     @_builtins.property
     def logit_bias(self) -> _containers.ScalarMap[_builtins.int, _builtins.float]:
-        """Added to the logits of tokens, by id; -100 to 100."""
+        """Added to the logits of tokens, by id in the model's vocabulary; -100 to 100."""
 
     @_builtins.property
     def bad_words(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Texts that must not appear: the token that would complete one is never chosen."""
+        """Texts that must not appear: the token that would complete one is never chosen. At most 64, each of 1 to 512 characters."""
 
     def __init__(
         self,
@@ -319,20 +327,20 @@ class Stopping(_message.Message):
     IGNORE_EOS_FIELD_NUMBER: _builtins.int
     INCLUDE_STOP_STRING_FIELD_NUMBER: _builtins.int
     max_new_tokens: _builtins.int
-    """Most new tokens. Absent: as many as fit."""
+    """Most new tokens; 1 to the model's `max_tokens` less the prompt's. Absent: as many as fit."""
     min_new_tokens: _builtins.int
-    """No end of sequence and no stop before so many new tokens. Default 0."""
+    """No end of sequence and no stop before so many new tokens; at most `max_new_tokens`. Default 0."""
     ignore_eos: _builtins.bool
     """Go on past the model's own end-of-sequence tokens."""
     include_stop_string: _builtins.bool
     """Return the stop string that ended the sequence as part of the text."""
     @_builtins.property
     def stop_strings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Texts that end the sequence; the text returned ends before them."""
+        """Texts that end the sequence; the text returned ends before them. At most 16, each of 1 to 512 characters."""
 
     @_builtins.property
     def stop_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Tokens that end the sequence, beside the model's own."""
+        """Tokens that end the sequence, beside the model's own; at most 64, ids in the model's vocabulary."""
 
     def __init__(
         self,
@@ -371,9 +379,11 @@ class OutputOptions(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     KEEP_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
     logprobs: _builtins.int
-    """Log-probabilities of the chosen tokens, and of so many of the most likely ones; 0 for the chosen alone. Absent: none."""
+    """Log-probabilities of the chosen tokens, and of so many of the most likely ones; 0 to 20, 0 for the chosen alone. Absent: none.
+    Those of an answer to Generate, the prompt's included, must fit its one message (the server's --max-message-bytes).
+    """
     prompt_logprobs: _builtins.int
-    """The same for the prompt's tokens: what the model would have thought of them. Absent: none."""
+    """The same for the prompt's tokens, 0 to 20: what the model would have thought of them. Absent: none."""
     echo: _builtins.bool
     """Begin the text (and the token ids) with the prompt."""
     token_ids: _builtins.bool
@@ -414,9 +424,9 @@ class Structure(_message.Message):
     REGEX_FIELD_NUMBER: _builtins.int
     CHOICES_FIELD_NUMBER: _builtins.int
     json_schema: _builtins.str
-    """A JSON schema that the text, a JSON document, fits."""
+    """A JSON schema that the text, a JSON document, fits. At most 65,536 characters."""
     regex: _builtins.str
-    """A regular expression that the whole text matches."""
+    """A regular expression that the whole text matches. At most 65,536 characters."""
     @_builtins.property
     def choices(self) -> Global___Choices:
         """Texts of which it is one."""
@@ -447,7 +457,7 @@ class Choices(_message.Message):
     TEXTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The texts, at least one."""
+        """The texts, 1 to 1024, none empty; together, written as a JSON list, at most 65,536 characters."""
 
     def __init__(
         self,

@@ -473,7 +473,7 @@ class TokenizeRequest(_message.Message):
     """A name that the operator gave to a version. Not together with `version`."""
     @_builtins.property
     def prompt(self) -> _generate_pb2.Prompt:
-        """The prompt; token ids are returned as they are."""
+        """The prompt, bounded as for Generate, but that its tokens may be more than the model takes; token ids are returned as they are."""
 
     def __init__(
         self,
@@ -551,7 +551,7 @@ class DetokenizeRequest(_message.Message):
     """Keep special tokens in the text."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Token ids."""
+        """Token ids in the model's vocabulary, at most the model's `max_tokens`."""
 
     def __init__(
         self,

@@ -25,9 +25,9 @@ from enginehouse_server.tasks import (
 )
 from enginehouse_server.text import Message
 
-__all__ = ["generate_request", "prompt_of", "sequence_message", "stream_message", "token_logprob"]
+__all__ = ["generate_request", "prompt_of", "stream_message", "whole_message"]
 
-_MAX_CHOICES = 1024  # more would hold up the steps of others while their first mask is made
+_MAX_CHOICES = 1024  # more would hold up the prompts of others while their first mask is made
 
 _REASONS = {
     "eos": generate_pb.FINISH_REASON_EOS,
@@ -77,34 +77,43 @@ def prompt_of(message: generate_pb.Prompt) -> Prompt:
 
 def stream_message(entry: Entry, news: News) -> pb.GenerateStreamResponse:
     """The message for what is new."""
-    return pb.GenerateStreamResponse(
-        model=entry.model,
-        version=entry.version,
-        sequences=[sequence_message(piece) for piece in news.pieces],
-        prompt_logprobs=[token_logprob(scored) for scored in news.prompt_logprobs],
-    )
-
-
-def sequence_message(piece: SequencePiece) -> generate_pb.GeneratedSequence:
-    """The message for what is new of a sequence."""
-    message = generate_pb.GeneratedSequence(
-        index=piece.index,
-        text=piece.text,
-        token_ids=piece.token_ids,
-        logprobs=[token_logprob(scored) for scored in piece.logprobs],
-    )
-    if piece.end is not None:
-        _put_end(message, piece.end)
+    message = pb.GenerateStreamResponse(model=entry.model, version=entry.version)
+    _put_news(message, news)
     return message
 
 
-def token_logprob(scored: ScoredToken) -> generate_pb.TokenLogprob:
+def whole_message(entry: Entry, news: News) -> pb.GenerateResponse:
+    """The message for all of an answer."""
+    message = pb.GenerateResponse(model=entry.model, version=entry.version)
+    _put_news(message, news)
+    return message
+
+
+def _put_news(message: pb.GenerateStreamResponse | pb.GenerateResponse, news: News) -> None:
+    for piece in news.pieces:
+        _put_piece(message.sequences.add(), piece)
+    if news.prompt_logprobs:
+        message.prompt_logprobs.extend(map(_token_logprob, news.prompt_logprobs))
+
+
+def _put_piece(message: generate_pb.GeneratedSequence, piece: SequencePiece) -> None:
+    """Sets what there is, once for each token of each stream: a list costs even if it is empty."""
+    message.index, message.text = piece.index, piece.text
+    if piece.token_ids:
+        message.token_ids.extend(piece.token_ids)
+    if piece.logprobs:
+        message.logprobs.extend(map(_token_logprob, piece.logprobs))
+    if piece.end is not None:
+        _put_end(message, piece.end)
+
+
+def _token_logprob(scored: ScoredToken) -> generate_pb.TokenLogprob:
     """The message for a token and how likely it was."""
     return generate_pb.TokenLogprob(
         token_id=scored.token,
         text=scored.text,
         logprob=scored.logprob,
-        top=[token_logprob(other) for other in scored.top],
+        top=[_token_logprob(other) for other in scored.top],
     )
 
 

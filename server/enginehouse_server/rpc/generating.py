@@ -1,6 +1,7 @@
 """What is generated, as messages: whole, or to a stream at the pace of its reader."""
 
 import asyncio
+from functools import partial
 
 from enginehouse.v1 import inference_service_pb2 as pb
 from enginehouse_server.errors import OverloadedError
@@ -8,7 +9,7 @@ from enginehouse_server.repository import Entry
 from enginehouse_server.tasks import Generation
 
 from .call import Context
-from .convert_generate import sequence_message, stream_message, token_logprob
+from .convert_generate import stream_message, whole_message
 
 __all__ = ["whole_answer", "write_pieces"]
 
@@ -22,12 +23,9 @@ async def whole_answer(entry: Entry, generation: Generation) -> pb.GenerateRespo
         EnginehouseError: The request failed.
     """
     news = await generation.whole()
-    return pb.GenerateResponse(
-        model=entry.model,
-        version=entry.version,
-        sequences=[sequence_message(piece) for piece in news.pieces],
-        prompt_logprobs=[token_logprob(scored) for scored in news.prompt_logprobs],
-    )
+    if news.prompt_logprobs or any(piece.logprobs for piece in news.pieces):
+        return await generation.aside(partial(whole_message, entry, news))  # it may be long
+    return whole_message(entry, news)
 
 
 async def write_pieces(
@@ -43,9 +41,13 @@ async def write_pieces(
         EnginehouseError: The request failed.
     """
     while (news := await generation.next()) is not None:
+        if news.prompt_logprobs:
+            message = await generation.aside(partial(stream_message, entry, news))
+        else:
+            message = stream_message(entry, news)
         try:
             async with asyncio.timeout(stall_timeout_s):
-                await context.write(stream_message(entry, news))
+                await context.write(message)
         except TimeoutError:
             raise OverloadedError(
                 f"the stream was not read for {stall_timeout_s:g} s and was ended: read it as it "

@@ -10,6 +10,7 @@ on which others are beside it.
 
 import logging
 from collections.abc import Sequence
+from math import isfinite
 from typing import NamedTuple
 
 import numpy as np
@@ -84,7 +85,7 @@ def _failed(error: Exception) -> Choice:
 
 
 def _choose_one(row: NDArray[np.float32], top: int, best: float, state: SamplingState) -> Choice:
-    if not np.isfinite(best):
+    if not isfinite(best):
         return Choice(-1, error=DeviceError(f"the engine's largest logit is {best}, not a number"))
     num_logprobs = state.settings.num_logprobs
     normalizer, likely = 0.0, []

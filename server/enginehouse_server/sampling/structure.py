@@ -38,11 +38,24 @@ class StructureSpec(NamedTuple):
 class StructureMatcher:
     """How far one text has come in its grammar. Belongs to one sequence."""
 
-    def __init__(self, grammar: LLMatcher, vocab_size: int, end_ids: frozenset[int]) -> None:
-        """Takes a grammar at its beginning, the width of logits, and the tokens that end."""
+    def __init__(
+        self,
+        grammar: LLMatcher,
+        first: NDArray[np.int32],
+        vocab_size: int,
+        end_ids: frozenset[int],
+    ) -> None:
+        """Starts a text.
+
+        Args:
+            grammar: At its beginning.
+            first: The tokens that may come first, as bits; kept.
+            vocab_size: Width of logits.
+            end_ids: Tokens that end a text.
+        """
         self._grammar, self._vocab_size, self.end_ids = grammar, vocab_size, end_ids
-        self._bits = np.zeros((vocab_size + 31) // 32, np.int32)
-        self._is_filled = False
+        self._bits = first
+        self._is_filled = True
 
     @property
     def is_complete(self) -> bool:
@@ -57,7 +70,7 @@ class StructureMatcher:
     def fill(self) -> None:
         """Finds the tokens that may come next, unless it has."""
         if not self._is_filled:
-            self._grammar.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
+            _fill(self._grammar, self._bits)
             self._is_filled = True
 
     def banned(self) -> NDArray[np.bool_]:
@@ -75,6 +88,13 @@ class StructureMatcher:
         bits = np.unpackbits(self._bits.view(np.uint8), count=self._vocab_size, bitorder="little")
         is_banned: NDArray[np.bool_] = bits == 0
         return is_banned
+
+
+class _Compiled(NamedTuple):
+    """A grammar at its beginning, and the tokens that may come first, as bits."""
+
+    grammar: LLMatcher
+    first: NDArray[np.int32]
 
 
 class StructureCompiler:
@@ -100,13 +120,13 @@ class StructureCompiler:
                 f"{tokenizer_json} does not serve structured output: {error}"
             ) from error
         self._lock = threading.Lock()  # guards the cache
-        self._compiled: OrderedDict[StructureSpec, LLMatcher] = OrderedDict()
+        self._compiled: OrderedDict[StructureSpec, _Compiled] = OrderedDict()
 
     def compile(self, spec: StructureSpec) -> StructureMatcher:
         """Makes a matcher at the beginning of a text.
 
-        The first time for a spec may take as long as a second, so not on a thread that others wait
-        for; after that it takes microseconds.
+        The first time for a spec may take as long as a second, the tokens that may come first
+        included, so not on a thread that others wait for; after that it takes microseconds.
 
         Raises:
             InvalidRequestError: The source is wrong, or asks for what is not supported.
@@ -120,7 +140,8 @@ class StructureCompiler:
             with self._lock:
                 self._compiled[spec] = found
                 self._forget_oldest()
-        return StructureMatcher(found.deep_copy(), self._vocab_size, self._end_ids)
+        grammar, first = found.grammar.deep_copy(), found.first.copy()
+        return StructureMatcher(grammar, first, self._vocab_size, self._end_ids)
 
     def _forget_oldest(self) -> None:
         # A grammar takes memory in proportion to its source.
@@ -129,11 +150,14 @@ class StructureCompiler:
             spec, _ = self._compiled.popitem(last=False)
             size -= len(spec.source)
 
-    def _compile(self, spec: StructureSpec) -> LLMatcher:
+    def _compile(self, spec: StructureSpec) -> _Compiled:
+        first = np.zeros((self._vocab_size + 31) // 32, np.int32)
         matcher: LLMatcher | None = None
         try:
             matcher = LLMatcher(self._tokenizer, _grammar(spec), log_level=0)
-            reason = matcher.get_error()
+            if not (reason := matcher.get_error()):
+                _fill(matcher, first)
+                reason = matcher.get_error()
         except ValueError as error:
             reason = str(error)
         if matcher is None or reason:
@@ -141,7 +165,12 @@ class StructureCompiler:
             raise InvalidRequestError(
                 f"the structure's {spec.kind} cannot be used: {reason}", f"structure.{spec.kind}"
             )
-        return matcher
+        return _Compiled(matcher, first)
+
+
+def _fill(grammar: LLMatcher, bits: NDArray[np.int32]) -> None:
+    """Sets the bits of the tokens that may come next: of a large grammar, milliseconds."""
+    grammar.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
 
 
 def _grammar(spec: StructureSpec) -> str:

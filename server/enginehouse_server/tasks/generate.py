@@ -71,6 +71,7 @@ class Generator:
         self._in_flight: dict[int, Generation] = {}
         self._num_preparing = 0  # sequences whose prompts are not tokens yet, and callers like them
         self._preparing = ThreadPoolExecutor(_PREPARING_THREADS, thread_name_prefix="tokenizer")
+        self._is_closed = False
         self._scheduler = create_scheduler(self._on_emitted)
 
     @asynccontextmanager
@@ -137,6 +138,7 @@ class Generator:
     async def close(self, timeout_s: float) -> None:
         """Finishes what it was given, within `timeout_s`, and stops the threads."""
         await asyncio.to_thread(self._scheduler.close, timeout_s)
+        self._is_closed = True
         self._preparing.shutdown(wait=False)
 
     def _prepare(self, request: GenerateRequest) -> _Prepared:
@@ -188,6 +190,7 @@ class Generator:
             vocabulary,
             [SequenceAssembly(w.index, request, prompt.ids, vocabulary, ending) for w in works],
             self.telemetry,
+            self._aside,
             has_prompt_logprobs=request.output.prompt_logprobs is not None,
         )
 
@@ -208,6 +211,12 @@ class Generator:
             return await self._loop.run_in_executor(self._preparing, function, value)
         finally:
             self._num_preparing -= num_new
+
+    async def _aside(self, function: Callable[[], _ResultT]) -> _ResultT:
+        """Runs what is left to do of a request that was computed; it waits for no room."""
+        if self._is_closed:
+            return function()
+        return await self._loop.run_in_executor(self._preparing, function)
 
     def _on_emitted(self, emitted: Sequence[Emitted]) -> None:
         """On the scheduler's thread: one wake-up of the event loop for a whole step."""

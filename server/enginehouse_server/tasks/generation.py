@@ -1,19 +1,30 @@
 """A request while its sequences are generated: what its caller waits on."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, Protocol, TypeVar
 
 from enginehouse_server.errors import DeadlineError
-from enginehouse_server.scheduler.generate_work import Emitted
+from enginehouse_server.scheduler.generate_work import Emitted, TokenLogprobs
 from enginehouse_server.telemetry.base import GenerateTelemetry
 from enginehouse_server.text import Vocabulary
 
 from .generate_request import PromptTokens, ScoredToken, SequencePiece
 from .sequence import SequenceAssembly
 
-__all__ = ["Generation", "News"]
+__all__ = ["Aside", "Generation", "News"]
+
+_T = TypeVar("_T")
+
+
+class Aside(Protocol):
+    """Runs what takes long on another thread than the event loop's."""
+
+    async def __call__(self, function: Callable[[], _T], /) -> _T:
+        """What the function returns."""
+        ...
 
 
 class News(NamedTuple):
@@ -32,6 +43,9 @@ class Generation:
     """The sequences of one request. Belongs to the event loop.
 
     However slowly it is read, it holds no more than one piece a sequence.
+
+    Attributes:
+        aside: For what is made of its news and takes long.
     """
 
     def __init__(
@@ -40,15 +54,16 @@ class Generation:
         vocabulary: Vocabulary,
         sequences: Sequence[SequenceAssembly],
         telemetry: GenerateTelemetry,
+        aside: Aside,
         *,
         has_prompt_logprobs: bool,
     ) -> None:
         self._prompt, self._vocabulary, self._sequences = prompt, vocabulary, sequences
         self._lacks_prompt_logprobs = has_prompt_logprobs  # they come with the first news
-        self._telemetry = telemetry
+        self._telemetry, self.aside = telemetry, aside
         self._changed = asyncio.Event()
         self._error: Exception | None = None
-        self._prompt_logprobs: Sequence[ScoredToken] = ()
+        self._prompt_logprobs: Sequence[TokenLogprobs] | None = None
 
     @property
     def is_done(self) -> bool:
@@ -69,13 +84,13 @@ class Generation:
         while True:
             if self._error is not None:
                 raise self._error
-            if self.is_done or not self._lacks_prompt_logprobs:
+            if not self._lacks_prompt_logprobs or self.is_done:
                 pieces = [s.take() for s in self._sequences if s.has_news]
             else:
                 pieces = []
             if pieces:
-                scored, self._prompt_logprobs = self._prompt_logprobs, ()
-                return News(pieces, scored)
+                scores = await self._take_scores() if self._prompt_logprobs is not None else ()
+                return News(pieces, scores)
             if self.is_done:
                 return None
             self._changed.clear()
@@ -92,7 +107,7 @@ class Generation:
             await self._changed.wait()
         if self._error is not None:
             raise self._error
-        return News([s.take() for s in self._sequences], self._prompt_logprobs)
+        return News([s.take() for s in self._sequences], await self._take_scores())
 
     def accept(self, emitted: Emitted, now: float) -> bool:
         """Takes what a step gave a sequence; returns whether that has met a stop string now."""
@@ -107,11 +122,7 @@ class Generation:
             emitted = replace(emitted, ending=emitted.ending._replace(reason="stop", error=None))
         if emitted.prompt_logprobs is not None and emitted.index == 0:
             self._lacks_prompt_logprobs = False
-            text_of = self._vocabulary.token_text
-            self._prompt_logprobs = [
-                ScoredToken.from_logprobs(token, found, text_of)
-                for token, found in zip(self._prompt.ids[1:], emitted.prompt_logprobs, strict=True)
-            ]
+            self._prompt_logprobs = emitted.prompt_logprobs
         was_cut = sequence.is_cut
         gap_s = sequence.accept(emitted, now)
         if gap_s is not None:
@@ -121,6 +132,18 @@ class Generation:
             self._telemetry.sequence_ended(end.reason, end.queue_s, end.ttft_s, end.num_generated)
         self._changed.set()
         return sequence.is_cut and not was_cut and not sequence.is_done
+
+    async def _take_scores(self) -> Sequence[ScoredToken]:
+        """Those of the prompt, once: of a long one they take long to put together."""
+        found, self._prompt_logprobs = self._prompt_logprobs, None
+        return () if found is None else await self.aside(partial(self._scored, found))
+
+    def _scored(self, found: Sequence[TokenLogprobs]) -> list[ScoredToken]:
+        text_of = self._vocabulary.token_text
+        return [
+            ScoredToken.from_logprobs(token, one, text_of)
+            for token, one in zip(self._prompt.ids[1:], found, strict=True)
+        ]
 
     def count_unfinished(self) -> None:
         """Tells the telemetry of the sequences that will not end now; to be called once."""

@@ -107,6 +107,7 @@ def _continued(index: int, prompt: list[int], num_new: int) -> Continuation:
             tuple(float(row[i]) for i in ids) for row, ids in zip(rows, order, strict=True)
         ),
         log_sums=tuple(_log_sum(row) for row in rows),
+        medians=tuple(float(np.median(row)) for row in rows),
     )
 
 

@@ -1,6 +1,8 @@
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from enginehouse_builder.certify import (
     write_continuations,
 )
 from enginehouse_builder.certify.joint import Work, run_jointly
+from enginehouse_builder.certify.token_figures import spread_of
 from enginehouse_builder.certify.tolerance import TOKEN_TIE
 from enginehouse_builder.errors import BuildError, CertificateError
 from enginehouse_server.engine.base import Logits
@@ -133,14 +136,14 @@ def test_an_engine_that_chooses_otherwise_beside_others_fails() -> None:
         certify_decoder(_Faulty(_raised(20.0), only_beside=True), EXACT, REFERENCE)
 
 
-SCALE = max(abs(x) for t in REFERENCE.continuations for row in t.top_logits for x in row)
+SCALE = spread_of(REFERENCE.continuations)
 TEXT = REFERENCE.continuations[3]
 BEFORE = [*TEXT.prompt, *TEXT.tokens[:-1]]
 FIRST, SECOND = TEXT.top_ids[-1][:2]
 
 
 def _turned(gap: float) -> Logits:
-    """Logits at the last place of a text, the second token now ahead by a share of the largest."""
+    """Logits at the last place of a text, the second token now ahead by a share of the spread."""
     logits = right(BEFORE).copy()
     logits[SECOND] = logits[FIRST] + gap * SCALE
     return logits
@@ -161,7 +164,7 @@ def _with_turned(gap: float) -> ContinuationFile:
 
 
 class _Turning(ScriptedDecoder):
-    """Prefers the other one of the two, each logit off by a share of the largest."""
+    """Prefers the other one of the two, each logit off by a share of the spread."""
 
     def __init__(self, gap: float, error: float) -> None:
         super().__init__()
@@ -174,6 +177,53 @@ class _Turning(ScriptedDecoder):
         logits[FIRST] += self._error
         logits[SECOND] -= self._error
         return logits
+
+
+class _Shifted(ScriptedDecoder):
+    """Adds the same to all logits, as the original does, and something to one of them."""
+
+    def __init__(self, offset: float, size: float) -> None:
+        super().__init__()
+        self._offset, self._change = offset, _raised(size)
+
+    def answer(self, tokens: Sequence[int], *, beside: bool) -> Logits:
+        answer: Logits = (right(tokens) + self._offset + self._change).astype(np.float32)
+        return answer
+
+
+def _shifted(offset: float) -> ContinuationFile:
+    texts = tuple(
+        replace(
+            text,
+            top_logits=tuple(tuple(x + offset for x in row) for row in text.top_logits),
+            log_sums=tuple(x + offset for x in text.log_sums),
+            medians=tuple(x + offset for x in text.medians),
+        )
+        for text in REFERENCE.continuations
+    )
+    return replace(REFERENCE, continuations=texts)
+
+
+@pytest.mark.parametrize("offset", [-1000.0, 1000.0])
+def test_logits_that_are_all_far_from_zero_get_no_wider_gate(offset: float) -> None:
+    reference, size = _shifted(offset), 4 * TOKEN_TIE * SCALE
+    assert spread_of(reference.continuations) == pytest.approx(SCALE)
+    certify_decoder(_Shifted(offset, 0.0), EXACT, reference)
+    with pytest.raises(CertificateError, match="of what logits are spread by"):
+        certify_decoder(_Shifted(offset, size), EXACT, reference)
+
+
+def test_a_reference_of_an_earlier_build_is_judged_by_its_largest_logit(tmp_path: Path) -> None:
+    file = tmp_path / "reference.json"
+    write_continuations(REFERENCE, file)
+    document = json.loads(file.read_text())
+    for text in document["continuations"]:
+        del text["medians"]
+    file.write_text(json.dumps(document))
+    found = read_continuations(file)
+    largest = max(abs(x) for t in found.continuations for row in t.top_logits for x in row)
+    certificate = certify_decoder(ScriptedDecoder(), EXACT, found).certificate
+    assert certificate.scale == pytest.approx(largest)
 
 
 def test_a_tie_within_rounding_is_no_disagreement() -> None:
@@ -219,6 +269,31 @@ def test_a_few_tokens_may_go_to_other_experts_where_weights_are_rounded() -> Non
         certify_decoder(_Faulty(change, length), ROUNDED, REFERENCE)
     with pytest.raises(CertificateError, match=r"0\.0001 is allowed"):
         certify_decoder(_Faulty(change, length), replace(EXACT, is_mixture=True), REFERENCE)
+
+
+def test_no_more_than_a_few_may() -> None:
+    mixture = replace(ROUNDED, is_mixture=True)
+    with pytest.raises(CertificateError) as raised:
+        certify_decoder(_Faulty(_raised(-0.3 * SCALE)), mixture, REFERENCE)
+    message = str(raised.value)
+    assert "places a logit is off by more than 0.15 of what logits are spread by" in message
+    assert "10% of them may" in message
+
+
+def test_no_more_than_a_few_may_be_behind_beside_others() -> None:
+    class Swapping(ScriptedDecoder):
+        """Prefers the second best beside others."""
+
+        def answer(self, tokens: Sequence[int], *, beside: bool) -> Logits:
+            logits = right(tokens).copy()
+            if beside:
+                first, second = np.argsort(-logits)[:2]
+                logits[[first, second]] = logits[[second, first]]
+            return logits
+
+    mixture = replace(ROUNDED, is_mixture=True)
+    with pytest.raises(CertificateError, match=r"places a token chosen beside other sequences is"):
+        certify_decoder(Swapping(), mixture, REFERENCE)
 
 
 def test_the_long_prompt_is_judged_alone() -> None:

@@ -47,7 +47,7 @@ def mixed(tmp_path: Path) -> Path:
 def test_five_models_get_five_answers_each_with_its_remedy(mixed: Path, tmp_path: Path) -> None:
     result = _run(mixed, "--machine", _file(tmp_path))
     assert result.exit_code == 4
-    answers: dict[str, str] = {}
+    answers, name = dict[str, str](), ""
     for line in result.stdout.splitlines():
         if not line.startswith(" "):
             name = line.split()[0]

@@ -1,7 +1,9 @@
 """A sequence's tokens as its caller gets them; and a request that is read slowly."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeVar
 
 import pytest
 from prometheus_client import generate_latest
@@ -18,6 +20,7 @@ from tests.fixtures.vocabularies import save_tokenizer
 EOS = 0
 REQUEST = GenerateRequest(Prompt(text="The"), arrived_at=1.0)
 TELEMETRY = Metrics().of_decoder("m", 1)
+_T = TypeVar("_T")
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +111,10 @@ def test_echo_begins_with_the_prompt(vocabulary: Vocabulary) -> None:
     assert vocabulary.decode(piece.token_ids) == "The fox"
 
 
+async def at_once(function: Callable[[], _T]) -> _T:
+    return function()
+
+
 def generation_of(
     vocabulary: Vocabulary, request: GenerateRequest = REQUEST, num_sequences: int = 1
 ) -> Generation:
@@ -120,6 +127,7 @@ def generation_of(
             for i in range(num_sequences)
         ],
         TELEMETRY,
+        at_once,
         has_prompt_logprobs=request.output.prompt_logprobs is not None,
     )
 
@@ -205,6 +213,7 @@ def test_what_has_not_ended_when_its_caller_leaves_is_counted(
         vocabulary,
         [SequenceAssembly(i, REQUEST, prompt, vocabulary, frozenset({EOS})) for i in range(3)],
         metrics.of_decoder("m", 1),
+        at_once,
         has_prompt_logprobs=False,
     )
     generation.accept(Emitted(1, 0, EOS, ending=ending("eos")), now=1.0)

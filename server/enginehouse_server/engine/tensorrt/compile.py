@@ -57,7 +57,9 @@ def compile_plan(spec: PlanSpec, target: Path, progress: Progress) -> PlanReport
     prove(trt, network, spec.num_attentions, spec.num_caches)
     monitor = _monitor(trt, progress)
     config = _config(trt, builder, spec, monitor)
-    with _timing_cache(config, spec.timing_cache) as notes, _Plan.of(trt, target) as plan:
+    # TensorRT for RTX measures nothing when it compiles: it makes the kernels where the plan runs.
+    timings = spec.timing_cache if spec.flavour == "tensorrt" else None
+    with _timing_cache(config, timings) as notes, _Plan.of(trt, target) as plan:
         if not builder.build_serialized_network_to_stream(network, config, plan):
             if monitor.is_cancelled:
                 raise CancelledError("the compilation was cancelled")
@@ -133,8 +135,8 @@ def _config(trt: ModuleType, builder: Handle, spec: PlanSpec, monitor: Handle) -
             config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), i)
     for profile in spec.profiles:
         ranges = builder.create_optimization_profile()
-        for tensor in profile.inputs:
-            ranges.set_shape(tensor.name, tensor.min, tensor.opt, tensor.max)
+        for shapes in profile.inputs:
+            ranges.set_shape(shapes.name, shapes.min, shapes.opt, shapes.max)
         config.add_optimization_profile(ranges)
     return config
 

@@ -1,0 +1,133 @@
+"""Every architecture as a plan: lowered, the same on ONNX Runtime, proven, and really compiled.
+
+TensorRT for RTX compiles without a GPU, one portable plan for all GPUs that it takes.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from enginehouse_server.engine.graph import HalfPrecision
+from enginehouse_server.engine.tensorrt import PlanSpec, Profile, TensorRange
+from enginehouse_server.engine.tensorrt.compile import RTX_COMPUTE_CAPABILITIES, compile_plan
+from enginehouse_server.engine.tensorrt.plan import decoder_profiles
+from tests.builder.export.conftest import Exporting
+from tests.conftest import Decoder
+from tests.fixtures.checkpoints import FAMILIES
+from tests.fixtures.decoders import DECODERS, LATENT_DECODERS, SLOT_DECODERS, DecoderExport
+from tests.fixtures.lowered import decoder_logits, half_of, lowered_of
+
+TOLERANCE = 1e-4  # of the spread of logits: fp32, another order of sums
+HALF_TOLERANCE = 0.1
+
+ORDINARY = [*DECODERS, "deepseek_v3", *SLOT_DECODERS]
+WIDE = [name for name in LATENT_DECODERS if name not in ORDINARY]
+
+
+def compile_decoder(made: DecoderExport, precision: HalfPrecision, folder: Path) -> None:
+    spec = made.spec()
+    file, lowered = lowered_of(spec, precision, folder)
+    report = compile_plan(
+        PlanSpec(
+            model=file,
+            flavour="tensorrt-rtx",
+            compute_capabilities=("any",),
+            precision=precision,
+            profiles=decoder_profiles(
+                spec.layers, spec.max_tokens, spec.max_step_tokens, spec.max_sequences
+            ),
+            num_attentions=lowered.num_attentions,
+            num_caches=lowered.num_caches,
+        ),
+        folder / "plan",
+        lambda *_: True,
+    )
+    assert lowered.num_caches == 2 * len(spec.layers)
+    assert report.num_bytes == (folder / "plan").stat().st_size > 0
+    assert json.loads(report.layer_info)
+    names = {tensor.name for tensor in report.tensors if tensor.is_input}
+    assert {"input_ids", "past_key.0", "past_value.0"} < names
+
+
+@pytest.mark.parametrize("family", ORDINARY)
+def test_a_lowered_decoder_says_the_same_and_compiles(
+    family: str, decoder: Decoder, tmp_path: Path
+) -> None:
+    made = decoder(family)
+    spec = made.spec()
+    canonical = decoder_logits(spec.model, spec)
+    spread = canonical.std()
+    (tmp_path / "fp32").mkdir()
+    file, lowered = lowered_of(spec, None, tmp_path / "fp32")
+    assert np.abs(decoder_logits(file, spec) - canonical).max() < TOLERANCE * spread
+    # What TensorRT's fused layer cannot say is written out.
+    fused = [x for x in spec.layers if not (x.softcap or x.has_sinks or x.key_dim != x.value_dim)]
+    assert lowered.num_attentions == len(fused)
+    (tmp_path / "half").mkdir()
+    compile_decoder(made, "fp16", tmp_path / "half")
+    half = decoder_logits(tmp_path / "half" / "lowered" / "model.onnx", spec)
+    assert half.dtype == np.float32
+    assert 0 < np.abs(half - canonical).max() < HALF_TOLERANCE * spread
+
+
+@pytest.mark.wide
+@pytest.mark.parametrize("family", [*ORDINARY, *WIDE])
+def test_a_decoder_compiles_in_bf16(family: str, decoder: Decoder, tmp_path: Path) -> None:
+    compile_decoder(decoder(family), "bf16", tmp_path)
+
+
+def compile_classifier(
+    model: Path, inputs: list[str], precision: HalfPrecision, folder: Path
+) -> None:
+    ranges = tuple(TensorRange(name, (1, 1), (4, 32), (8, 64)) for name in inputs)
+    report = compile_plan(
+        PlanSpec(
+            model=model,
+            flavour="tensorrt-rtx",
+            compute_capabilities=("any",),
+            precision=precision,
+            profiles=(Profile("encode", ranges),),
+        ),
+        folder / "plan",
+        lambda *_: True,
+    )
+    assert report.num_bytes > 0
+    assert set(report.compute_capabilities) <= set(RTX_COMPUTE_CAPABILITIES)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_classifier_says_the_same_in_half_precision_and_compiles(
+    family: str, export: Exporting, tmp_path: Path
+) -> None:
+    model = export(family).folder / "model.onnx"
+    file = half_of(model, "fp16", tmp_path)
+    answers = []
+    for graph in (model, file):
+        # Its fusion of norms mixes types where only some of a norm is in half precision.
+        session = ort.InferenceSession(
+            str(graph),
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=["LayerNormFusionL1", "LayerNormFusionL2"],
+        )
+        inputs = [i.name for i in session.get_inputs()]
+        feeds = {name: np.ones((2, 24), np.int64) for name in inputs}
+        feeds["input_ids"] = np.random.default_rng(0).integers(5, 40, (2, 24))
+        if "token_type_ids" in feeds:
+            feeds["token_type_ids"][:] = 0
+        answers.append(session.run(None, feeds)[0])
+    whole, half = answers
+    assert half.dtype == np.float32
+    assert np.abs(half - whole).max() < HALF_TOLERANCE * max(np.abs(whole).max(), 0.1)
+    compile_classifier(file, inputs, "fp16", tmp_path)
+
+
+@pytest.mark.wide
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_classifier_compiles_in_bf16(family: str, export: Exporting, tmp_path: Path) -> None:
+    model = export(family).folder / "model.onnx"
+    file = half_of(model, "bf16", tmp_path)
+    inputs = [t.name for t in export(family).exported.inputs]
+    compile_classifier(file, inputs, "bf16", tmp_path)
