@@ -250,7 +250,7 @@ def build(  # noqa: PLR0913, PLR0917 - click passes every option by name
 @click.command(short_help="Train and build the demo models.")
 @_switch("--no-generate", "Leave out the writer, which takes two minutes to train.")
 @_common
-def demo(
+def demo(  # noqa: PLR0913, PLR0917 - click passes every option by name
     no_generate: bool,
     target: tuple[str, ...],
     optimization_level: int,

@@ -32,7 +32,7 @@ TOLERANCES: dict[Precision, Tolerance] = {
     # the other kind shows as 1e-3, a wrong mask or epsilon as 1e-2 or more. It is proof enough
     # without any clear decision.
     "fp32": Tolerance(1e-4, 1.0, 0.0),
-    # A rounding of 2^-11 an operation, a quarter... of products alone in tf32.
+    # A rounding of 2^-11 an operation, in tf32 of products alone: a quarter of bf16's.
     "tf32": Tolerance(0.02, 0.99, 0.1),
     "fp16": Tolerance(0.02, 0.99, 0.1),
     # A rounding of 2^-9 an operation: 0.01 measured for six layers, and it grows with depth.
