@@ -29,7 +29,7 @@ serve: install ## Build the demo engines if the repository is empty, and serve (
 	exec $(BIN)/enginehouse serve $(filter-out --no-demo-generate,$(ARGS))
 
 build-engine: install ## Build MODEL=<hub id or folder> [NAME= TASK= TARGET= PRECISION= REPOSITORY= ARGS=]
-	@test -n "$(MODEL)" || { echo 'usage: make build-engine MODEL=<hub id or folder> [NAME=…] [TASK=classify|generate] [TARGET="openvino onnxruntime=int8"] [PRECISION=fp32|bf16|int8|int4] [ARGS="…"]' >&2; exit 2; }
+	@test -n "$(MODEL)" || { echo 'usage: make build-engine MODEL=<hub id or folder> [NAME=…] [TASK=classify|generate] [TARGET="openvino onnxruntime=int8 tensorrt-rtx:any=fp16"] [PRECISION=fp32|tf32|bf16|fp16|int8|int4|fp8] [ARGS="…"]' >&2; exit 2; }
 	$(BIN)/enginehouse build --model "$(MODEL)" $(if $(NAME),--name "$(NAME)") $(if $(TASK),--task "$(TASK)") $(foreach target,$(TARGET),--target "$(target)") $(if $(PRECISION),--precision "$(PRECISION)") $(ARGS)
 
 loadtest: install ## Load-test a running server (TASK=classify|generate ARGS="--concurrency 32 --duration 10")

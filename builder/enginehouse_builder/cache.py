@@ -112,6 +112,10 @@ class Cache:
             seconds = time.perf_counter() - started
         return Cached(target, seconds)
 
+    def file(self, name: str, key: str) -> Path:
+        """Where something is kept that builds add to, and that no result depends on."""
+        return self._folder / name / key
+
     def _acquire(self, lock: FileLock, name: str) -> None:
         try:
             lock.acquire(timeout=_SILENT_S)

@@ -1,32 +1,39 @@
 """The subcommands `build` and `demo`. What is heavy is imported when a command runs."""
 
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from .ending import ending_cleanly
 
 if TYPE_CHECKING:
+    from .rebuild import RebuildSpec
     from .spec import BuildSpec
 
 __all__ = ["build", "demo"]
 
 F = TypeVar("F", bound=Callable[..., object])
-PrecisionName = Literal["fp32", "bf16", "int8", "int4"]
-CacheName = Literal["fp32", "bf16", "u8"]
+PrecisionName = Literal["fp32", "tf32", "bf16", "fp16", "int8", "int4", "fp8"]
+CacheName = Literal["fp32", "bf16", "fp16", "u8"]
 TaskName = Literal["classify", "generate"]
 
 _PREFIX = "enginehouse-"  # of folders that vanish
 _COUNT = click.IntRange(min=1)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _FILE = click.Path(dir_okay=False, path_type=Path)
-_PRECISION = click.Choice(["fp32", "bf16", "int8", "int4"])
-_CACHE_PRECISION = click.Choice(["fp32", "bf16", "u8"])
+_PRECISION = click.Choice(["fp32", "tf32", "bf16", "fp16", "int8", "int4", "fp8"])
+_CACHE_PRECISION = click.Choice(["fp32", "bf16", "fp16", "u8"])
 _TASK = click.Choice(["classify", "generate"])
+_ONLY_OF_ORIGINALS = (  # what a rebuild takes from the version
+    *("model", "task", "revision", "adapter", "max_tokens", "max_batch", "max_batch_tokens"),
+    *("certify_minutes", "samples", "trust_remote_code"),
+)
 
 
 def _option(
@@ -75,12 +82,25 @@ def _common(command: F) -> F:
             _PRECISION,
             "fp32",
         ),
+        _option(
+            "--optimization-level",
+            "How long TensorRT looks for faster kernels.",
+            click.IntRange(0, 5),
+            3,
+        ),
+        _option(
+            "--workspace",
+            "Most GPU memory that a TensorRT kernel may use beside its tensors, MiB.  "
+            "[default: all]",
+            _COUNT,
+        ),
         click.option(
             "--target",
             multiple=True,
-            metavar="BACKEND[=PRECISION]",
-            help="Runtime to build for: openvino or onnxruntime; may be given several times.  "
-            "[default: openvino]",
+            metavar="TARGET[=PRECISION]",
+            help="What to build for: openvino, onnxruntime, tensorrt:sm90, "
+            "tensorrt-rtx:sm89,sm120, tensorrt-rtx:any, or auto for all that this machine can "
+            "use; may be given several times.  [default: openvino; with a GPU auto]",
             envvar="ENGINEHOUSE_TARGET",
             show_envvar=True,
         ),
@@ -90,14 +110,15 @@ def _common(command: F) -> F:
 
 
 @click.command(short_help="Turn a Hugging Face model into a certified engine.")
-@click.option(
-    "--model",
-    required=True,
-    help="Hub id, or folder in save_pretrained form.",
-    envvar="ENGINEHOUSE_MODEL",
-    show_envvar=True,
+@_option("--model", "Hub id, or folder in save_pretrained form.")
+@_option(
+    "--name",
+    "Name to serve it under; with --rebuild NAME or NAME=VERSION.  [default: from the model]",
 )
-@_option("--name", "Name to serve it under.  [default: from the model]")
+@_switch(
+    "--rebuild",
+    "Make more engines of a published version, from its own canonical graph, as its next version.",
+)
 @_option("--task", "What it does.  [default: from the model]", _TASK)
 @_option("--revision", "Branch, tag or commit on the hub.  [default: its default branch]")
 @_option("--adapter", "Folder of a LoRA adapter, in peft's form, to merge into the model.", _FOLDER)
@@ -145,9 +166,12 @@ def _common(command: F) -> F:
 )
 @_switch("--trust-remote-code", "Run the model's own Python code. It can do anything you can.")
 @_common
+@click.pass_context
 def build(  # noqa: PLR0913, PLR0917 - click passes every option by name
-    model: str,
+    context: click.Context,
+    model: str | None,
     name: str | None,
+    rebuild: bool,
     task: TaskName | None,
     revision: str | None,
     adapter: Path | None,
@@ -159,6 +183,8 @@ def build(  # noqa: PLR0913, PLR0917 - click passes every option by name
     samples: Path | None,
     trust_remote_code: bool,
     target: tuple[str, ...],
+    optimization_level: int,
+    workspace: int | None,
     precision: PrecisionName,
     repository: Path,
     cache_dir: Path,
@@ -172,8 +198,29 @@ def build(  # noqa: PLR0913, PLR0917 - click passes every option by name
     """
     _let_threads_sleep()
     with ending_cleanly("build"):
+        from .rebuild import RebuildSpec
         from .spec import BuildSpec
 
+        if rebuild:
+            named, version = _version_of(context, name)
+            _rebuild(
+                RebuildSpec(
+                    name=named,
+                    version=version,
+                    repository=repository,
+                    cache=cache_dir,
+                    target=target,
+                    precision=precision,
+                    cache_precision=cache_precision,
+                    num_threads=threads,
+                    optimization_level=optimization_level,
+                    workspace_bytes=_bytes(workspace),
+                ),
+                quiet=quiet,
+            )
+            return
+        if model is None:
+            raise click.UsageError("Missing option '--model', or --rebuild with --name.")
         _build(
             BuildSpec(
                 model=model,
@@ -193,6 +240,8 @@ def build(  # noqa: PLR0913, PLR0917 - click passes every option by name
                 samples=samples,
                 trust_remote_code=trust_remote_code,
                 num_threads=threads,
+                optimization_level=optimization_level,
+                workspace_bytes=_bytes(workspace),
             ),
             quiet=quiet,
         )
@@ -201,9 +250,11 @@ def build(  # noqa: PLR0913, PLR0917 - click passes every option by name
 @click.command(short_help="Train and build the demo models.")
 @_switch("--no-generate", "Leave out the writer, which takes two minutes to train.")
 @_common
-def demo(
+def demo(  # noqa: PLR0913, PLR0917 - click passes every option by name
     no_generate: bool,
     target: tuple[str, ...],
+    optimization_level: int,
+    workspace: int | None,
     precision: PrecisionName,
     repository: Path,
     cache_dir: Path,
@@ -238,6 +289,8 @@ def demo(
                     target=target,
                     precision=precision,
                     num_threads=threads,
+                    optimization_level=optimization_level,
+                    workspace_bytes=_bytes(workspace),
                 )
                 _build(spec, quiet=quiet)
         except DemoError as error:
@@ -251,6 +304,42 @@ def _let_threads_sleep() -> None:
     40 times slower on a small model and 4 times on MiniLM, with two processors and a load of 4.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def _version_of(context: click.Context, name: str | None) -> tuple[str, int | None]:
+    """The model and version that a rebuild names.
+
+    Raises:
+        UsageError: None is named, or something is said that the version has said already.
+    """
+    said = [
+        option.opts[0]
+        for option in context.command.params
+        if option.name in _ONLY_OF_ORIGINALS
+        and context.get_parameter_source(str(option.name)) is ParameterSource.COMMANDLINE
+    ]
+    if said:
+        raise click.UsageError(
+            f"--rebuild takes {', '.join(said)} from the version: leave that out, or build the "
+            "model again without --rebuild."
+        )
+    found = re.fullmatch(r"([a-z0-9][a-z0-9._-]{0,62})(?:=([1-9]\d*))?", name or "")
+    if found is None:
+        raise click.UsageError(
+            f"--rebuild needs --name NAME or NAME=VERSION of a published version, not {name!r}."
+        )
+    return found[1], int(found[2]) if found[2] else None
+
+
+def _bytes(mebibytes: int | None) -> int | None:
+    return None if mebibytes is None else mebibytes << 20
+
+
+def _rebuild(spec: "RebuildSpec", *, quiet: bool) -> None:
+    from .display import Display
+    from .rebuild import rebuild as rebuild_version
+
+    click.echo(str(rebuild_version(spec, Display(quiet=quiet)).folder))
 
 
 def _build(spec: "BuildSpec", *, quiet: bool) -> None:

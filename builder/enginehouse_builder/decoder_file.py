@@ -1,7 +1,7 @@
 """Opens a decoder as the server does, for certificate and measurement."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 from enginehouse_server.engine.create import BACKENDS, create_decoder
 from enginehouse_server.engine.decoder import DecoderEngine, DecoderSpec
@@ -10,7 +10,7 @@ from enginehouse_server.errors import EnginehouseError
 
 from .errors import BuildError, UnsupportedModelError
 
-__all__ = ["LEAST_SLOTS", "cache_bytes", "opened_decoder", "token_bytes"]
+__all__ = ["LEAST_SLOTS", "cache_bytes", "opened_decoder", "opened_stand_in", "token_bytes"]
 
 _BYTES = 4  # of a cached number, in the widest precision
 _BLOCK = 32  # tokens: a sequence's last block may be nearly empty
@@ -40,16 +40,41 @@ def token_bytes(spec: DecoderSpec) -> int:
     return width * _BYTES
 
 
-@contextmanager
-def opened_decoder(spec: DecoderSpec, backend: str = BACKENDS[0]) -> Iterator[DecoderEngine]:
+def opened_decoder(
+    spec: DecoderSpec, backend: str = BACKENDS[0]
+) -> AbstractContextManager[DecoderEngine]:
     """The engine, closed when the context ends.
 
     Raises:
         UnsupportedModelError: The runtime cannot compile the graph.
         BuildError: The runtime failed while computing.
     """
+    return _opened(lambda: create_decoder(backend, spec))
+
+
+def opened_stand_in(
+    spec: DecoderSpec, *, is_lowered: bool
+) -> AbstractContextManager[DecoderEngine]:
+    """What computes an engine's graph where the engine does not run, closed at the end.
+
+    Args:
+        spec: Of the graph.
+        is_lowered: Whether it was lowered for TensorRT.
+
+    Raises:
+        UnsupportedModelError: ONNX Runtime cannot read the graph.
+        BuildError: It failed while computing.
+    """
+    # Need not be installed for anything else.
+    from enginehouse_server.engine.onnxruntime.stand_in import stand_in_decoder
+
+    return _opened(lambda: stand_in_decoder(spec, is_lowered=is_lowered))
+
+
+@contextmanager
+def _opened(create: Callable[[], DecoderEngine]) -> Iterator[DecoderEngine]:
     try:
-        engine = create_decoder(backend, spec)
+        engine = create()
     except EnginehouseError as error:
         raise UnsupportedModelError(f"the exported model has no engine here: {error}") from error
     try:

@@ -1,7 +1,7 @@
 """Opens an engine as the server does, for certificate and measurement."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from enginehouse_server.errors import EnginehouseError
 
 from .errors import BuildError, UnsupportedModelError
 
-__all__ = ["EngineFile", "opened"]
+__all__ = ["EngineFile", "opened", "opened_stand_in"]
 
 _NUM_SHAPES = 8  # shapes are computed one after the other, hardly ever again
 
@@ -41,15 +41,31 @@ class EngineFile:
     backend: str = BACKENDS[0]
 
 
-@contextmanager
-def opened(file: EngineFile) -> Iterator[EncoderEngine]:
+def opened(file: EngineFile) -> AbstractContextManager[EncoderEngine]:
     """The engine, closed when the context ends.
 
     Raises:
         UnsupportedModelError: The runtime cannot compile the graph.
         BuildError: The runtime failed while computing.
     """
-    spec = EncoderSpec(
+    return _opened(lambda: create_encoder(file.backend, _spec(file)))
+
+
+def opened_stand_in(file: EngineFile) -> AbstractContextManager[EncoderEngine]:
+    """What computes an engine's graph where the engine does not run, closed at the end.
+
+    Raises:
+        UnsupportedModelError: ONNX Runtime cannot read the graph.
+        BuildError: It failed while computing.
+    """
+    # Need not be installed for anything else.
+    from enginehouse_server.engine.onnxruntime.stand_in import stand_in_encoder
+
+    return _opened(lambda: stand_in_encoder(_spec(file)))
+
+
+def _spec(file: EngineFile) -> EncoderSpec:
+    return EncoderSpec(
         model=file.model,
         precision=file.precision,
         inputs=file.inputs,
@@ -59,8 +75,12 @@ def opened(file: EngineFile) -> Iterator[EncoderEngine]:
         num_threads=file.num_threads,
         num_lanes=file.num_lanes,
     )
+
+
+@contextmanager
+def _opened(create: Callable[[], EncoderEngine]) -> Iterator[EncoderEngine]:
     try:
-        engine = create_encoder(file.backend, spec)
+        engine = create()
     except EnginehouseError as error:
         raise UnsupportedModelError(f"the exported model has no engine here: {error}") from error
     try:

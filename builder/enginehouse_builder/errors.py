@@ -6,6 +6,7 @@
     ├── UnsupportedModelError    the model cannot be converted; the reason is named
     ├── ExportError              the conversion failed
     ├── QuantizeError            the graph cannot be quantized
+    ├── CompileError             TensorRT does not take the graph, or not for that GPU
     ├── CertificateError         the engine's answers are too far from the original's
     └── PublishError             the repository cannot take the version
 
@@ -15,6 +16,7 @@ A message names what was wrong, the value, the limit and the remedy.
 __all__ = [
     "BuildError",
     "CertificateError",
+    "CompileError",
     "ExportError",
     "PublishError",
     "QuantizeError",
@@ -50,6 +52,10 @@ class ExportError(BuildError):
 
 class QuantizeError(BuildError):
     """The graph cannot be quantized."""
+
+
+class CompileError(BuildError):
+    """A graph cannot be compiled ahead, or not in that precision or for that GPU."""
 
 
 class CertificateError(BuildError):

@@ -3,9 +3,10 @@
     <repository>/<model>/.tmp-<random>/     being written, by the process that holds its lock
     <repository>/<model>/<version>/         arrived by one rename; never changes afterwards
 
-Files are copied, not linked: a hard link would share its content with the cache, where a person
-may edit or restore a file, and a published version must not change. The disk pays twice for what
-the cache still holds; the cache is bounded.
+Files of the cache are copied, not linked: a hard link would share its content with the cache, where
+a person may edit or restore a file, and a published version must not change. The disk pays twice
+for what the cache still holds; the cache is bounded. Files of an earlier version, which must not
+change either, are linked where the file system can.
 """
 
 import errno
@@ -16,7 +17,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,11 +38,13 @@ class Item(NamedTuple):
         path: In the version's folder, with forward slashes.
         source: What is copied.
         sha256: What its content must be, in hexadecimal.
+        may_be_linked: Whether it never changes where it is, so that both may be one file.
     """
 
     path: str
     source: Path
     sha256: str
+    may_be_linked: bool = False
 
 
 class Published(NamedTuple):
@@ -160,18 +163,31 @@ def _copy(item: Item, folder: Path) -> File:
     target.parent.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
     size = 0
-    with item.source.open("rb") as source, target.open("xb") as file:
+    is_linked = item.may_be_linked and _link(item.source, target)
+    with item.source.open("rb") as source, ExitStack() as stack:
+        file = None if is_linked else stack.enter_context(target.open("xb"))
         while block := source.read(_COPY_BYTES):
             digest.update(block)
-            file.write(block)
+            if file is not None:
+                file.write(block)
             size += len(block)
     if digest.hexdigest() != item.sha256:
         raise PublishError(
             f"{item.source} was changed since it was made: remove {item.source.parent} "
             "and build again"
         )
-    target.chmod(0o444)
+    if not is_linked:
+        target.chmod(0o444)
     return File(item.path, digest.hexdigest(), size)
+
+
+def _link(source: Path, target: Path) -> bool:
+    """Whether both are one file now: not across disks, nor where a file system has no links."""
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        return False
+    return True
 
 
 def _sync(path: Path) -> None:

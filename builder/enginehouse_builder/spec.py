@@ -1,13 +1,12 @@
 """What a build is asked for."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from enginehouse_server.engine.decoder import AttentionKind, CachePrecision, DecoderPrecision
-
-from .errors import SpecError
-from .targets import Target, targets_of
+from enginehouse_server.engine.base import Precision
+from enginehouse_server.engine.decoder import CachePrecision
 
 __all__ = ["BuildSpec", "Task"]
 
@@ -26,7 +25,8 @@ class BuildSpec:
         task: None finds it from the model's configuration.
         revision: Branch, tag or commit on the hub; None is the default branch.
         adapter: Folder of a LoRA adapter that is merged into the model; None for none.
-        target: Runtimes to build for, each BACKEND or BACKEND=PRECISION; none is openvino.
+        target: What to build for, each TARGET or TARGET=PRECISION; none is openvino, and with a GPU
+            everything that can be built for this machine.
         precision: Arithmetic of the engines, or of their weights where those are narrower, where a
             target does not say it.
         cache_precision: Of a decoder's cached keys and values; None is fp32 for fp32 and wherever
@@ -43,6 +43,8 @@ class BuildSpec:
         samples: File of one text a line for certificate and calibration; None is the shipped one.
         trust_remote_code: Whether the model's own Python code may run here.
         num_threads: Processor threads to measure with; None is what this process may use.
+        optimization_level: Of plans, 0 to 5.
+        workspace_bytes: Of plans: most memory of the GPU beside their tensors; None for all.
     """
 
     model: str
@@ -53,7 +55,7 @@ class BuildSpec:
     revision: str | None = None
     adapter: Path | None = None
     target: tuple[str, ...] = ()
-    precision: DecoderPrecision = "fp32"
+    precision: Precision = "fp32"
     cache_precision: CachePrecision | None = None
     max_tokens: int | None = None
     max_batch: int = 32
@@ -62,50 +64,22 @@ class BuildSpec:
     samples: Path | None = None
     trust_remote_code: bool = False
     num_threads: int | None = None
+    optimization_level: int = 3
+    workspace_bytes: int | None = None
 
     @property
-    def targets(self) -> tuple[Target, ...]:
-        """What engines are built for, better ones first.
-
-        Raises:
-            SpecError: A target is unknown, or comes twice.
-        """
-        return targets_of(self.target, self.precision)
-
-    def check_cache(self, precision: DecoderPrecision) -> None:
-        """Refuses a cache in a precision that an engine of that precision never has.
-
-        Raises:
-            SpecError: It is neither that of the arithmetic nor u8.
-        """
-        computes = "bf16" if precision == "bf16" else "fp32"
-        if self.cache_precision not in (None, computes, "u8"):
-            raise SpecError(
-                f"--cache-precision is {self.cache_precision}, but an engine in {precision} "
-                f"computes in {computes} and caches in that or in u8: use --cache-precision "
-                f"{computes} or u8"
-            )
-
-    def decoder_cache_precision(
-        self, attention: AttentionKind, precision: DecoderPrecision
-    ) -> CachePrecision:
-        """Of a decoder's cached keys and values, by how it attends to them and its own precision.
-
-        Raises:
-            SpecError: It, or the arithmetic, is to be of a precision that slots do not come in.
-        """
-        if attention == "paged":
-            self.check_cache(precision)
-            return self.cache_precision or ("fp32" if precision == "fp32" else "u8")
-        if self.cache_precision not in (None, "fp32"):
-            raise SpecError(
-                f"--cache-precision is {self.cache_precision}, but this model's attention is none "
-                "that the runtime has an operator for: its keys and values are kept in slots, in "
-                "fp32. Leave the option out"
-            )
-        if precision == "bf16":
-            raise SpecError(
-                "--precision is bf16, but this model's attention is none that the runtime has an "
-                "operator for: it is computed in slots, in fp32. Use fp32, int8 or int4"
-            )
-        return "fp32"
+    def command(self) -> str:
+        """A command that builds the same elsewhere, up to its targets."""
+        options = {
+            "--model": self.model,
+            "--name": self.name,
+            "--task": self.task,
+            "--revision": self.revision,
+            "--adapter": self.adapter,
+            "--max-tokens": self.max_tokens,
+            "--max-batch": self.max_batch,
+            "--max-batch-tokens": self.max_batch_tokens,
+            "--samples": self.samples,
+        }
+        words = [str(w) for o, value in options.items() if value is not None for w in (o, value)]
+        return shlex.join(["enginehouse", "build", *words])

@@ -4,15 +4,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 from enginehouse_server.engine.base import Precision
-from enginehouse_server.engine.decoder import AttentionKind, CachePrecision, DecoderPrecision
+from enginehouse_server.engine.decoder import AttentionKind, CachePrecision
 
 from .cache import sealed_hashes, versions_of
-from .certify import Certified, CertifiedDecoder, ContinuationFile, ReferenceFile
-from .export import ExportedClassifier, ExportedDecoder
+from .certify import Certified, CertifiedDecoder
+from .host import BACKENDS
 from .manifest import (
     Bucket,
+    BuiltEngine,
     ClassifyTask,
     DecoderEngine,
     Engine,
@@ -21,23 +23,34 @@ from .manifest import (
     Latency,
     Limits,
     Manifest,
+    Plan,
+    Source,
     StageTime,
     StepTime,
+    Tensor,
 )
 from .publish import Item
-from .resolve import Resolved
-from .stages import MODEL_FILE, REFERENCE_FILE, Result
+from .sources import content_key
+from .stages import MODEL_FILE, REFERENCE_FILE
+from .targets import Target
 
 __all__ = [
+    "Kept",
+    "Origin",
     "Parts",
     "ProvenClassifier",
     "ProvenDecoder",
     "ProvenEncoder",
     "ProvenGenerator",
+    "graph_key",
     "items_of",
     "manifest_of",
+    "original_items",
 ]
 
+B = TypeVar("B", bound=BuiltEngine)
+
+_MODEL = "model."  # begins the name of every file that a runtime reads
 _TOOLS = ("enginehouse", "torch", "transformers", "tokenizers", "onnx", "onnxscript", "openvino")
 
 
@@ -46,15 +59,17 @@ class ProvenEncoder:
     """An engine of a classifier.
 
     Attributes:
-        backend: What runs it.
-        model: What it reads: the canonical graph, or one of its own.
+        target: What it is for.
+        model: What it reads: the canonical graph, one of its own, or a plan.
+        plan: What a plan needs; None of what is none.
         precision: Its arithmetic, or of its weights where those are narrower.
         certified: Its certificate and probes.
-        latency: Measured times.
+        latency: Measured times; none of what did not run here.
     """
 
-    backend: str
+    target: Target
     model: Path
+    plan: Plan | None
     precision: Precision
     certified: Certified
     latency: tuple[Latency, ...]
@@ -80,18 +95,20 @@ class ProvenDecoder:
     """An engine of a decoder.
 
     Attributes:
-        backend: What runs it.
-        model: What it reads: the canonical graph, or one of its own.
+        target: What it is for.
+        model: What it reads: the canonical graph, one of its own, or a plan.
+        plan: What a plan needs; None of what is none.
         precision: Of its weights.
         cache_precision: Of its cache.
         attention: How it attends to the cache.
         certified: Its certificate and probes.
-        step_times: Measured times.
+        step_times: Measured times; none of what did not run here.
     """
 
-    backend: str
+    target: Target
     model: Path
-    precision: DecoderPrecision
+    plan: Plan | None
+    precision: Precision
     cache_precision: CachePrecision
     attention: AttentionKind
     certified: CertifiedDecoder
@@ -107,45 +124,94 @@ class ProvenGenerator:
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
-    """Everything that the stages gave.
+class Origin:
+    """What every engine comes from, and its files.
 
     Attributes:
-        resolved: The original.
-        exported: The canonical graph and the tokenizer.
-        limits: What the engines take.
-        reference: The original's answers.
-        proven: What is particular to the task.
+        source: The original.
+        inputs: Of the canonical graph.
+        outputs: Of the canonical graph.
+        folder: Where the canonical graph lies.
+        items: The canonical graph, the tokenizer and the original's answers.
     """
 
-    resolved: Resolved
-    exported: Result[ExportedClassifier | ExportedDecoder]
+    source: Source
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    folder: Path
+    items: tuple[Item, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Engines of an earlier version that a later one takes over.
+
+    Attributes:
+        built: As the earlier manifest has them, paths too.
+        items: Their own files.
+        tools: Versions that they were built with.
+    """
+
+    built: tuple[Engine | DecoderEngine, ...] = ()
+    items: tuple[Item, ...] = ()
+    tools: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Everything that a version is made of.
+
+    Attributes:
+        model: Name as served.
+        origin: What every engine comes from.
+        limits: What the engines take.
+        proven: What is particular to the task.
+        kept: Engines that are taken over.
+    """
+
+    model: str
+    origin: Origin
     limits: Limits
-    reference: Result[ReferenceFile | ContinuationFile]
     proven: ProvenClassifier | ProvenGenerator
+    kept: Kept = Kept()
 
     @property
     def prefixes(self) -> dict[Path, str]:
         """Where in the version each graph lies, by its folder; engines of one graph share it."""
-        found = {self.exported.folder: ""}
+        taken = {item.path.rpartition("/")[0] + "/" for item in self.kept.items}
+        found = {self.origin.folder: ""}
         for engine in self.proven.engines:
-            found.setdefault(engine.model.parent, f"engines/{engine.backend}/")
+            folder = f"engines/{engine.target.folder}"
+            if f"{folder}/" in taken:  # by what another engine still reads
+                folder += f"-{engine.precision}"
+            found.setdefault(engine.model.parent, f"{folder}/")
         return found
 
 
 def items_of(parts: Parts) -> list[Item]:
     """Every file of the version but the manifest."""
-    exported, reference = parts.exported.folder, parts.reference.folder
-    graphs = [
+    own = [
         item
         for folder, prefix in parts.prefixes.items()
-        for item in _items(folder, f"{MODEL_FILE}*", prefix)
+        if prefix
+        for item in _items(folder, f"{_MODEL}*", prefix)
     ]
-    return [
-        *graphs,
+    return [*own, *parts.origin.items, *parts.kept.items]
+
+
+def graph_key(folder: Path) -> str:
+    """Names the canonical graph of a folder by its content."""
+    hashes = sealed_hashes(folder)
+    return content_key({p.name: hashes[p] for p in sorted(folder.glob(f"{MODEL_FILE}*"))})
+
+
+def original_items(exported: Path, reference: Path) -> tuple[Item, ...]:
+    """The files that every engine has in common, from the stages that wrote them."""
+    return (
+        *_items(exported, f"{_MODEL}*", ""),
         *_items(exported, "tokenizer/**/*", ""),
         *_items(reference, REFERENCE_FILE, ""),
-    ]
+    )
 
 
 def _items(folder: Path, pattern: str, prefix: str) -> list[Item]:
@@ -163,55 +229,70 @@ def manifest_of(
     """The manifest of a version that has these files."""
     encoder = parts.proven if isinstance(parts.proven, ProvenClassifier) else None
     decoder = parts.proven if isinstance(parts.proven, ProvenGenerator) else None
+    kept = parts.kept.built
+    encoders = [_encoder(parts, e, files) for e in encoder.engines] if encoder else []
+    decoders = [_decoder(parts, d, files) for d in decoder.engines] if decoder else []
     return Manifest(
-        model=parts.resolved.name,
+        model=parts.model,
         version=version,
         task="generate" if decoder else "classify",
         classify=encoder.task if encoder else None,
         generate=decoder.task if decoder else None,
-        source=parts.resolved.source,
+        source=parts.origin.source,
         limits=parts.limits,
-        inputs=parts.exported.value.inputs,
-        outputs=parts.exported.value.outputs,
+        inputs=parts.origin.inputs,
+        outputs=parts.origin.outputs,
         buckets=encoder.buckets if encoder else (),
         canonical=_starting(files, MODEL_FILE),
         text=_starting(files, "tokenizer/"),
         reference=files[REFERENCE_FILE],
-        engines=tuple(_encoder(parts, e, files) for e in encoder.engines) if encoder else (),
-        decoders=tuple(_decoder(parts, d, files) for d in decoder.engines) if decoder else (),
+        engines=_ordered([*encoders, *(e for e in kept if isinstance(e, Engine))]),
+        decoders=_ordered([*decoders, *(e for e in kept if isinstance(e, DecoderEngine))]),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         build=tuple(times),
-        tools=versions_of(*_TOOLS) | _runtimes(parts),
+        tools=_tools(parts),
     )
 
 
-def _runtimes(parts: Parts) -> dict[str, str]:
-    return {e.backend: e.certified.runtime_version for e in parts.proven.engines}
+def _ordered(engines: Sequence[B]) -> tuple[B, ...]:
+    return tuple(sorted(engines, key=lambda engine: BACKENDS.index(engine.backend)))
+
+
+def _tools(parts: Parts) -> dict[str, str]:
+    runtimes = {
+        e.target.backend: e.plan.version if e.plan else e.certified.runtime_version
+        for e in parts.proven.engines
+    }
+    earlier = parts.kept.tools
+    if earlier is None:
+        return versions_of(*_TOOLS) | runtimes
+    return {**earlier, **versions_of("enginehouse", "onnx"), **runtimes}
 
 
 def _encoder(parts: Parts, proven: ProvenEncoder, files: Mapping[str, File]) -> Engine:
-    model = parts.prefixes[proven.model.parent] + MODEL_FILE
+    prefix = parts.prefixes[proven.model.parent]
     return Engine(
-        backend=proven.backend,
-        target=proven.backend,
-        model=model,
-        files=_starting(files, model),
+        backend=proven.target.backend,
+        target=proven.target.name,
+        model=prefix + proven.model.name,
+        files=_starting(files, prefix + _MODEL),
         runtime_version=proven.certified.runtime_version,
         device=proven.certified.device,
         precision=proven.precision,
         certificate=proven.certified.certificate,
         probes=proven.certified.probes,
         latency=proven.latency,
+        plan=proven.plan,
     )
 
 
 def _decoder(parts: Parts, proven: ProvenDecoder, files: Mapping[str, File]) -> DecoderEngine:
-    model = parts.prefixes[proven.model.parent] + MODEL_FILE
+    prefix = parts.prefixes[proven.model.parent]
     return DecoderEngine(
-        backend=proven.backend,
-        target=proven.backend,
-        model=model,
-        files=_starting(files, model),
+        backend=proven.target.backend,
+        target=proven.target.name,
+        model=prefix + proven.model.name,
+        files=_starting(files, prefix + _MODEL),
         runtime_version=proven.certified.runtime_version,
         device=proven.certified.device,
         precision=proven.precision,
@@ -220,6 +301,7 @@ def _decoder(parts: Parts, proven: ProvenDecoder, files: Mapping[str, File]) -> 
         probes=proven.certified.probes,
         step_times=proven.step_times,
         attention=proven.attention,
+        plan=proven.plan,
     )
 
 

@@ -5,12 +5,15 @@ from pathlib import Path
 
 import pytest
 
+from enginehouse_builder.cache_precision import cache_precision_of
 from enginehouse_builder.decoder_file import cache_bytes, token_bytes
 from enginehouse_builder.display import Display
 from enginehouse_builder.errors import SpecError
 from enginehouse_builder.pipeline import build
 from enginehouse_builder.spec import BuildSpec
-from enginehouse_server.engine.decoder import DecoderSpec, LayerGeometry
+from enginehouse_builder.targets import Target
+from enginehouse_server.engine.base import Precision
+from enginehouse_server.engine.decoder import CachePrecision, DecoderSpec, LayerGeometry
 from enginehouse_server.repository.load_decoder import DecoderSettings, load_decoder
 from tests.builder.conftest import DecoderCheckpoint
 
@@ -51,15 +54,17 @@ def test_one_slot_is_enough_for_a_certificate(spec: BuildSpec) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "reason"),
+    ("asked", "precision", "reason"),
     [
-        (BuildSpec("m", Path(), Path(), cache_precision="u8"), "kept in slots, in fp32"),
-        (BuildSpec("m", Path(), Path(), precision="bf16"), "Use fp32, int8 or int4"),
+        ("u8", "fp32", "kept in slots, in fp32"),
+        (None, "bf16", "Use fp32, int8 or int4"),
     ],
 )
-def test_other_precisions_are_refused(asked: BuildSpec, reason: str) -> None:
+def test_other_precisions_are_refused(
+    asked: CachePrecision | None, precision: Precision, reason: str
+) -> None:
     with pytest.raises(SpecError, match=reason):
-        asked.decoder_cache_precision("slots", asked.precision)
+        cache_precision_of(Target("openvino", precision), "slots", asked)
 
 
 def test_slots_are_as_many_as_half_of_the_free_memory_holds(

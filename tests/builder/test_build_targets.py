@@ -7,11 +7,13 @@ import pytest
 
 from enginehouse_builder.display import Display
 from enginehouse_builder.errors import SpecError
+from enginehouse_builder.host import Host
 from enginehouse_builder.inspect.verify import faults_of
 from enginehouse_builder.pipeline import build
 from enginehouse_builder.publish import Published
 from enginehouse_builder.spec import BuildSpec
-from enginehouse_builder.targets import Target, targets_of
+from enginehouse_builder.targets import Target, Targets, targets_of
+from enginehouse_server.engine.base import Precision
 from enginehouse_server.repository import (
     DecoderSettings,
     LoadSettings,
@@ -106,31 +108,76 @@ def test_a_decoder_s_targets_are_certified_and_load(decoder: BuildSpec, asked: s
     other.engine.close()
 
 
+CPU = Host({"tensorrt": "tensorrt is not installed"})
+ADA = Host({"tensorrt": "tensorrt is not installed"}, "sm89")
+
+
+def _targets(asked: tuple[str, ...], precision: Precision = "fp32", host: Host = CPU) -> Targets:
+    return targets_of(asked, precision, host, "enginehouse build --model tiny")
+
+
 def test_without_a_target_it_is_openvino() -> None:
-    assert targets_of((), "int8") == (Target("openvino", "int8"),)
+    assert _targets((), "int8").chosen == (Target("openvino", "int8"),)
+
+
+def test_with_a_gpu_it_is_all_that_can_be_built_and_what_cannot_is_said() -> None:
+    found = _targets((), "fp16", ADA)
+    assert [target.name for target in found.chosen] == ["tensorrt-rtx:sm89", "onnxruntime"]
+    assert [reason.partition(":")[0] for reason in found.left_out] == ["tensorrt", "openvino"]
+
+
+def test_auto_leaves_plans_to_those_who_name_them_where_there_is_no_gpu() -> None:
+    found = _targets(("auto", "tensorrt-rtx:any=fp16"))
+    assert [target.name for target in found.chosen] == [
+        *("tensorrt-rtx:any", "openvino", "onnxruntime")
+    ]
+    assert found.left_out == ("tensorrt: tensorrt is not installed",)
+
+
+def test_auto_leaves_out_what_a_task_has_no_precision_for() -> None:
+    found = _targets(("auto=int4",), host=ADA)
+    with pytest.raises(SpecError, match="auto finds nothing to build on this machine: .*int4"):
+        found.for_task("classify")
 
 
 def test_a_target_may_have_its_own_precision_and_the_better_come_first() -> None:
-    assert targets_of(("onnxruntime=int8", "openvino"), "fp32") == (
+    assert _targets(("onnxruntime=int8 openvino", "tensorrt-rtx:sm89,sm120=fp8")).chosen == (
+        Target("tensorrt-rtx", "fp8", ("sm89", "sm120")),
         Target("openvino", "fp32"),
         Target("onnxruntime", "int8"),
     )
 
 
+def test_names_of_folders_suit_every_file_system() -> None:
+    [target] = _targets(("tensorrt-rtx:sm89,sm120",)).chosen
+    assert target.folder == "tensorrt-rtx-sm89-sm120"
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        (("tensorrt",), "--target tensorrt is not built by this version: use openvino or onnx"),
-        (("tensorrt-rtx=fp32",), "--target tensorrt-rtx is not built by this version"),
-        (("abacus",), "--target abacus is unknown"),
+        (("abacus",), "--target abacus is unknown: use one of tensorrt, tensorrt-rtx, openvino"),
         (("openvino", "openvino=int8"), "given twice"),
-        (("openvino=fp64",), "'openvino=fp64', but its precision must be one of fp32, bf16"),
+        (("openvino=fp64",), "'openvino=fp64', but its precision must be one of fp32, tf32, bf16"),
         (("openvino=",), "its precision must be one of"),
+        (("openvino:sm90",), "compiles for no GPU ahead; write --target openvino"),
+        (("openvino=fp16",), "openvino has no fp16: use fp32, bf16, int8 or int4"),
+        (("onnxruntime=fp8",), "onnxruntime has no fp8: use fp32, bf16, fp16, int8 or int4"),
+        (("tensorrt-rtx:sm90",), "no code for sm90: .* use tensorrt:sm90 .* or onnxruntime="),
+        (("tensorrt-rtx:",), "no code for an empty name"),
+        (("tensorrt-rtx:sm86=fp8",), "fp8 needs a GPU of sm89 or newer, and this is sm86"),
+        (("tensorrt:sm80,sm90",), "one kind of GPU: give a --target each"),
+        (("tensorrt",), "no GPU that it could be for; name one"),
+        (
+            ("tensorrt:sm90=fp16",),
+            r"this machine has no GPU; tensorrt is not installed.* compute capability 9.0 and "
+            r"TensorRT 11, run\n  enginehouse build --model tiny --target tensorrt:sm90=fp16",
+        ),
     ],
 )
 def test_what_is_no_target_is_refused(asked: tuple[str, ...], message: str) -> None:
     with pytest.raises(SpecError, match=message):
-        targets_of(asked, "fp32")
+        _targets(asked)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +185,9 @@ def test_what_is_no_target_is_refused(asked: tuple[str, ...], message: str) -> N
     [
         (("openvino", "onnxruntime=bf16"), {}, "onnxruntime=bf16: .* use onnxruntime=fp32"),
         (("onnxruntime",), {"cache_precision": "u8"}, "onnxruntime keeps .* Leave the option out"),
-        (("tensorrt",), {}, "not built by this version"),
+        (("tensorrt:sm90",), {}, "compiled where it is to run"),
+        (("tensorrt-rtx:any=fp8",), {}, "tensorrt-rtx has no fp8 for decoders: use fp32, tf32"),
+        (("openvino=tf32",), {}, "openvino has no tf32"),
     ],
 )
 def test_what_cannot_be_built_is_refused_before_anything_slow(

@@ -155,14 +155,15 @@ def test_debug_shows_the_traceback(
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_bf16_is_refused_at_once_where_there_is_none(tmp_path: Path) -> None:
-    from enginehouse_builder.pipeline import check
-    from enginehouse_builder.spec import BuildSpec
+def test_bf16_is_refused_at_once_where_there_is_none() -> None:
+    from enginehouse_builder.host import Host
+    from enginehouse_builder.settings import check_targets
+    from enginehouse_builder.targets import Target
     from enginehouse_server.engine.device import Device
 
-    spec = BuildSpec("x", tmp_path, tmp_path, precision="bf16")
+    old = {"openvino": Device("2026", "old processor", has_bf16=False)}
     with pytest.raises(SpecError, match=r"old processor\) does not compute in bf16"):
-        check(spec, {"openvino": Device("2026", "old processor", has_bf16=False)})
+        check_targets([Target("openvino", "bf16")], Host({}), old, None)
 
 
 def test_options_are_taken_from_variables(tmp_path: Path) -> None:

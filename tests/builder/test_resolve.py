@@ -9,11 +9,13 @@ from safetensors.numpy import load_file, save_file
 
 from enginehouse_builder.cache import Cache
 from enginehouse_builder.errors import ResolveError, SpecError, UnsupportedModelError
+from enginehouse_builder.host import Host
 from enginehouse_builder.manifest import sha256_of
 from enginehouse_builder.resolve import Resolved, resolve
 from enginehouse_builder.samples import read_samples
 from enginehouse_builder.spec import BuildSpec
-from enginehouse_builder.stages import Context
+from enginehouse_builder.stages import CompileSettings, Workplace
+from enginehouse_builder.stages.context import Context
 
 
 @pytest.fixture
@@ -59,7 +61,15 @@ def test_hash_is_that_of_the_listed_weight_files(folder: Path) -> None:
 def test_every_text_beside_the_weights_makes_another_original(folder: Path, name: str) -> None:
     spec = BuildSpec(str(folder), Path("repository"), Path("cache"))
     resolved = resolve(spec, lambda _: None)
-    context = Context(spec, Cache(folder / ".cache"), resolved, read_samples(None), {}, 1)
+    place = Workplace(
+        cache=Cache(folder / ".cache"),
+        host=Host({}),
+        targets=(),
+        devices={},
+        num_threads=1,
+        compiling=CompileSettings(),
+    )
+    context = Context(place, spec, resolved, read_samples(None))
     found = [context.original]
     for text in ("one", "two"):
         (folder / name).parent.mkdir(exist_ok=True)

@@ -29,11 +29,13 @@ class Judged:
         precision: Its arithmetic.
         task: What its logits mean, and which texts may share a batch.
         limits: What a batch may hold.
+        stands_for: What it is run in place of, in words; empty where it is the engine itself.
     """
 
     precision: Precision
     task: ClassifyTask
     limits: Limits
+    stands_for: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ def certify(
     batches = mixed_batches if is_invariant else equal_length_batches
     alone = answer_alone(lane, rows)
     batched = answer_batches(lane, rows, batches(rows, judged.limits), judged.limits)
-    runtime = f"{engine.backend} {engine.runtime_version}"
+    runtime = f"{engine.backend} {engine.runtime_version}{judged.stands_for}"
     found = compare(
         np.concatenate([alone, batched]), np.concatenate([exact, exact]), judged.task.problem
     )

@@ -34,11 +34,13 @@ class JudgedDecoder:
         precision: Of its weights, and of its arithmetic where that is not wider.
         cache_precision: Of its cached keys and values.
         is_mixture: Whether its tokens choose among experts.
+        stands_for: What it is run in place of, in words; empty where it is the engine itself.
     """
 
     precision: DecoderPrecision
     cache_precision: CachePrecision
     is_mixture: bool = False
+    stands_for: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,7 @@ def certify_decoder(
     with np.errstate(all="ignore"):  # what is no number shows in the figures
         trial = _try(engine, texts, tolerance.near)
     found = trial.figures
-    runtime = f"{engine.backend} {engine.runtime_version}"
+    runtime = f"{engine.backend} {engine.runtime_version}{judged.stands_for}"
     if fault := _fault(trial, tolerance):
         raise CertificateError(
             f"the {judged.precision} engine ({runtime}, cache in {judged.cache_precision}) does "

@@ -32,11 +32,16 @@ TOLERANCES: dict[Precision, Tolerance] = {
     # the other kind shows as 1e-3, a wrong mask or epsilon as 1e-2 or more. It is proof enough
     # without any clear decision.
     "fp32": Tolerance(1e-4, 1.0, 0.0),
+    # A rounding of 2^-11 an operation, in tf32 of products alone: a quarter of bf16's.
+    "tf32": Tolerance(0.02, 0.99, 0.1),
+    "fp16": Tolerance(0.02, 0.99, 0.1),
     # A rounding of 2^-9 an operation: 0.01 measured for six layers, and it grows with depth.
     "bf16": Tolerance(0.1, 0.97, 0.2),
     # Each layer's output is off by up to 2 %: 0.08 to 0.19 measured for six layers. A lost
     # outlier channel or a text unlike all samples gives 0.5 and more.
     "int8": Tolerance(0.25, 0.95, 0.2),
+    # Three bits of mantissa against int8's seven, but a range that needs no common step.
+    "fp8": Tolerance(0.35, 0.95, 0.2),
 }
 
 # Share of the spread. Two tokens of the original that are closer are tied: another order of
@@ -85,6 +90,8 @@ class TokenTolerance(NamedTuple):
 _TOKEN_TOLERANCES: dict[DecoderPrecision, TokenTolerance] = {
     # 1e-6 measured in two layers, and it grows with depth; a wrong window or position gives 0.1.
     "fp32": TokenTolerance(1e-4, 1e-4, 1e-4, 1.0, 1e-4, 1.001, True),
+    "tf32": TokenTolerance(0.02, 0.01, 0.01, 0.99, 2e-3, 1.005, False),
+    "fp16": TokenTolerance(0.02, 0.01, 0.01, 0.99, 2e-3, 1.005, False),
     # 0.01 to 0.04 measured of an error, 3e-4 nats; steps of another size round otherwise: 0.015.
     "bf16": TokenTolerance(0.1, 0.05, 0.05, 0.97, 0.02, 1.03, False),
     # 0.02 to 0.08 measured of an error, 7e-4 nats.
@@ -96,6 +103,7 @@ _TOKEN_TOLERANCES: dict[DecoderPrecision, TokenTolerance] = {
 _OF_CACHE: dict[CachePrecision, TokenTolerance] = {
     "fp32": _TOKEN_TOLERANCES["fp32"],
     "bf16": _TOKEN_TOLERANCES["bf16"],
+    "fp16": _TOKEN_TOLERANCES["fp16"],
     # 0.03 measured of an error. What is rounded in the cache depends on how a prompt was cut into
     # steps: tokens of the same step are not read from there.
     "u8": TokenTolerance(0.1, 0.05, 0.06, 0.97, 0.02, 1.03, False),

@@ -1,11 +1,13 @@
 """Shows what is particular to a classifier."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 
 from enginehouse_builder.manifest import Certificate, Engine, Latency, Manifest, Probe
 
+from .plan import plan_facts
 from .tables import facts_to, share, some, table_of
 
 __all__ = ["classifier_facts", "classifier_line", "show_encoder"]
@@ -41,11 +43,11 @@ def classifier_facts(manifest: Manifest) -> dict[str, str]:
     return facts
 
 
-def show_encoder(console: Console, engine: Engine, manifest: Manifest) -> None:
+def show_encoder(console: Console, engine: Engine, manifest: Manifest, folder: Path) -> None:
     """An engine with its certificate, probes and times."""
     title = f"\nengine {engine.target} {engine.precision}: {engine.model}"
     console.print(title, style="bold", markup=False)
-    facts_to(console, _engine_facts(engine))
+    facts_to(console, _engine_facts(engine) | plan_facts(engine, folder))
     _show_probes(console, engine.probes, manifest)
     _show_latency(console, engine.latency)
 
@@ -79,6 +81,8 @@ def _show_probes(console: Console, probes: Sequence[Probe], manifest: Manifest) 
 
 def _show_latency(console: Console, latency: Sequence[Latency]) -> None:
     """Milliseconds, a row a length and a column a batch size; a part of a large table."""
+    if not latency:
+        return  # it did not run where it was built
     by_shape = {(entry.length, entry.batch): entry.median_ms for entry in latency}
     lengths = some(sorted({entry.length for entry in latency}), _MAX_ROWS)
     batches = some(sorted({b for length, b in by_shape if length in lengths}), _MAX_COLUMNS)

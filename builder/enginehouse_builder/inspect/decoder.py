@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import fields
 from itertools import groupby
+from pathlib import Path
 
 from rich.console import Console
 
@@ -16,11 +17,12 @@ from enginehouse_builder.manifest import (
     TokenProbe,
 )
 
+from .plan import plan_facts
 from .tables import facts_to, share, table_of
 
 __all__ = ["decoder_facts", "decoder_line", "show_decoder"]
 
-_CACHE_BITS = {"fp32": 32, "bf16": 16, "u8": 8}
+_CACHE_BITS = {"fp32": 32, "bf16": 16, "fp16": 16, "u8": 8}
 _SHOWN_TOKENS = 10
 _ATTENDS = {
     "paged": "paged: by an operator of the runtime, over blocks that sequences may share",
@@ -57,7 +59,7 @@ def decoder_facts(manifest: Manifest) -> dict[str, str]:
     return facts
 
 
-def show_decoder(console: Console, engine: DecoderEngine, manifest: Manifest) -> None:
+def show_decoder(console: Console, engine: DecoderEngine, manifest: Manifest, folder: Path) -> None:
     """An engine with its certificate, probes and times."""
     console.print(
         f"\nengine {engine.target} {engine.precision}, cache in {engine.cache_precision}: "
@@ -65,7 +67,7 @@ def show_decoder(console: Console, engine: DecoderEngine, manifest: Manifest) ->
         style="bold",
         markup=False,
     )
-    facts_to(console, _engine_facts(engine, manifest))
+    facts_to(console, _engine_facts(engine, manifest) | plan_facts(engine, folder))
     _show_probes(console, engine.probes)
     for kind, of in (("prefill", "tokens of one prompt"), ("decode", "sequences, a token each")):
         _show_times(console, [t for t in engine.step_times if t.kind == kind], kind, of)

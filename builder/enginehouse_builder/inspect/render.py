@@ -47,9 +47,9 @@ def show_version(console: Console, version: Version, manifest: Manifest) -> None
     console.print(f"{manifest.model} version {manifest.version}", style="bold", markup=False)
     facts_to(console, _facts(version, manifest))
     for encoder in manifest.engines:
-        show_encoder(console, encoder, manifest)
+        show_encoder(console, encoder, manifest, version.folder)
     for decoder in manifest.decoders:
-        show_decoder(console, decoder, manifest)
+        show_decoder(console, decoder, manifest, version.folder)
 
 
 def _facts(version: Version, manifest: Manifest) -> dict[str, str]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from enginehouse_builder.manifest import FILE_NAME, File, Manifest, sha256_of
 
-__all__ = ["faults_of", "files_of"]
+__all__ = ["fault_of", "faults_of", "files_of"]
 
 
 def files_of(manifest: Manifest) -> list[File]:
@@ -17,13 +17,14 @@ def files_of(manifest: Manifest) -> list[File]:
 def faults_of(folder: Path, manifest: Manifest) -> list[str]:
     """What is wrong with the files, in words; empty if all are as they were published."""
     files = files_of(manifest)
-    faults = [fault for file in files if (fault := _fault(folder / file.path, file))]
+    faults = [fault for file in files if (fault := fault_of(folder / file.path, file))]
     known = {FILE_NAME, *(file.path for file in files)}
     present = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     return faults + [f"{path} is not in the manifest" for path in sorted(set(present) - known)]
 
 
-def _fault(path: Path, file: File) -> str:
+def fault_of(path: Path, file: File) -> str:
+    """What is wrong with a file, in words; empty if it is as it was published."""
     try:
         size = path.stat().st_size
         if size != file.size_bytes:

@@ -63,6 +63,7 @@ class GenerateTask:
         eos_ids: Tokens that end a sequence.
         has_chat_template: Whether the tokenizer's folder has one.
         defaults: Of sampling.
+        is_mixture: Whether tokens choose among experts.
         lowered: Why sequences are shorter than the build was to allow; empty if they are not.
     """
 
@@ -71,6 +72,7 @@ class GenerateTask:
     eos_ids: tuple[int, ...]
     has_chat_template: bool
     defaults: GenerationDefaults
+    is_mixture: bool = False
     lowered: str = ""
 
 

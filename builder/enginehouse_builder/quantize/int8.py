@@ -20,6 +20,7 @@ from enginehouse_server.engine.staging import Staging
 
 from .calibrate import collect
 from .layers import Group, find_groups, weight_of
+from .levels import EightBits
 from .rewrite import rewrite
 from .scales import Scales, choose_scales
 
@@ -63,9 +64,15 @@ class Quantized:
 
 
 def quantize(
-    source: Path, target: Path, calibration: Calibration, report: Callable[[str], None]
+    source: Path,
+    target: Path,
+    calibration: Calibration,
+    report: Callable[[str], None],
+    precision: EightBits = "int8",
 ) -> Quantized:
-    """Writes the int8 form of the graph at `source` to `target`, its data beside it.
+    """Writes the eight-bit form of the graph at `source` to `target`, its data beside it.
+
+    In fp8 the layers and ranges are those of int8, whose error decides.
 
     Raises:
         QuantizeError: The graph has no layer that could be int8, or OpenVINO cannot run it.
@@ -86,7 +93,7 @@ def quantize(
         )
     report(f"writing {num_int8} layers")
     target.parent.mkdir(parents=True, exist_ok=True)
-    rewrite(source, plan, target)
+    rewrite(source, plan, target, precision)
     return Quantized(
         num_int8=num_int8,
         num_fp32=sum(len(group.layers) for group in chosen) - num_int8,

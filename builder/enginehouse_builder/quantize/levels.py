@@ -7,13 +7,22 @@ and the one with the least squared error is taken (as in the weight clipping of 
 2023, though without activations).
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["GROUPS", "Levels", "group_for", "int4_levels", "int8_levels", "packed_int4"]
+__all__ = [
+    "GROUPS",
+    "EightBits",
+    "Levels",
+    "group_for",
+    "int4_levels",
+    "int8_levels",
+    "packed_int4",
+]
 
+EightBits = Literal["int8", "fp8"]
 GROUPS = (128, 64, 32)  # inputs of a group; the first that divides their number is taken
 
 _INT8_MOST = 127

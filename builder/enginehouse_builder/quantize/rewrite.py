@@ -1,19 +1,23 @@
-"""Writes the quantized graph: Q/DQ on the activations, int8 and DQ in place of the matrices.
+"""Writes the quantized graph: Q/DQ on the activations, eight bits and DQ in place of the matrices.
 
 The form is the one that OpenVINO, ONNX Runtime and TensorRT alike turn into integer products:
-symmetric, a step for each activation, a step for each output channel of a matrix.
+symmetric, a step for each activation, a step for each output channel of a matrix. Eight bits are
+int8, or floats of four bits of exponent and three of mantissa (FLOAT8E4M3FN), whose greatest is the
+greatest that was calibrated too.
 """
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import ml_dtypes
 import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from .data_file import DataFile
 from .layers import Group, Layer, weight_of
+from .levels import EightBits
 from .scales import Scales, quantize_matrix
 
 __all__ = ["rewrite"]
@@ -26,7 +30,29 @@ class _Added(NamedTuple):
     constants: list[TensorProto]
 
 
-def rewrite(source: Path, plan: Mapping[Group, Scales], target: Path) -> None:
+class _Format(NamedTuple):
+    """Numbers of eight bits.
+
+    Attributes:
+        name: For what is added to the graph.
+        dtype: Of the numbers.
+        step: Of these numbers, by that of int8 levels of the same range.
+    """
+
+    name: EightBits
+    dtype: np.dtype[np.generic]
+    step: np.float32
+
+
+_FORMATS: Mapping[EightBits, _Format] = {
+    "int8": _Format("int8", np.dtype(np.int8), np.float32(1)),
+    "fp8": _Format("fp8", np.dtype(ml_dtypes.float8_e4m3fn), np.float32(127 / 448)),
+}
+
+
+def rewrite(
+    source: Path, plan: Mapping[Group, Scales], target: Path, precision: EightBits = "int8"
+) -> None:
     """Writes the graph of `source` with the groups quantized to `target` and `target`.data.
 
     Weights pass through memory one at a time, except the quantized ones.
@@ -36,13 +62,14 @@ def rewrite(source: Path, plan: Mapping[Group, Scales], target: Path) -> None:
     first: list[NodeProto] = []
     after: dict[str, list[NodeProto]] = {}  # by the tensor that the nodes read
     constants: list[TensorProto] = []
+    bits = _FORMATS[precision]
     for group, scales in plan.items():
         for layer in group.weights:
-            added = _dequantized_weight(graph, layer, scales, source.parent)
+            added = _dequantized_weight(graph, layer, scales, source.parent, bits)
             first += added.nodes
             constants += added.constants
         for name in group.activations:
-            added = _quantized_activation(name, scales)
+            added = _quantized_activation(name, scales, bits)
             after[name] = added.nodes
             constants += added.constants
     layers = {layer.output: layer for group in plan for layer in group.layers}
@@ -56,14 +83,16 @@ def rewrite(source: Path, plan: Mapping[Group, Scales], target: Path) -> None:
 
 
 def _dequantized_weight(
-    graph: onnx.GraphProto, layer: Layer, scales: Scales, folder: Path
+    graph: onnx.GraphProto, layer: Layer, scales: Scales, folder: Path, bits: _Format
 ) -> _Added:
     matrix = weight_of(graph, layer, folder) * scales.divisor[:, None]
-    quantized, steps = quantize_matrix(matrix)
+    levels, steps = quantize_matrix(matrix)
+    steps *= bits.step
+    quantized = levels if bits.name == "int8" else (matrix / steps).astype(bits.dtype)
     values = {
-        f"{layer.weight}.int8": quantized.T if layer.is_transposed else quantized,
+        f"{layer.weight}.{bits.name}": quantized.T if layer.is_transposed else quantized,
         f"{layer.weight}.step": steps,
-        f"{layer.weight}.zero": np.zeros(len(steps), np.int8),
+        f"{layer.weight}.zero": np.zeros(len(steps), bits.dtype),
     }
     node = helper.make_node(
         "DequantizeLinear",
@@ -75,14 +104,14 @@ def _dequantized_weight(
     return _Added([node], _constants(values))
 
 
-def _quantized_activation(name: str, scales: Scales) -> _Added:
+def _quantized_activation(name: str, scales: Scales, bits: _Format) -> _Added:
     values: dict[str, object] = {
         f"{name}.factor": 1 / scales.divisor,
-        f"{name}.step": np.float32(scales.step),
-        f"{name}.zero": np.int8(0),
+        f"{name}.step": np.float32(scales.step) * bits.step,
+        f"{name}.zero": np.zeros((), bits.dtype),
     }
     factor, *parameters = values
-    divided, levels = f"{name}.divided", f"{name}.int8"
+    divided, levels = f"{name}.divided", f"{name}.{bits.name}"
     nodes = [
         helper.make_node("Mul", [name, factor], [divided], name=divided),
         helper.make_node("QuantizeLinear", [divided, *parameters], [levels], name=levels),

@@ -1,6 +1,21 @@
 """The stages between the original and its publication."""
 
-from .context import MODEL_FILE, REFERENCE_FILE, Context, Report, Result
-from .merge import run_merge
+from .workplace import (
+    MODEL_FILE,
+    PLAN_FILE,
+    REFERENCE_FILE,
+    CompileSettings,
+    Report,
+    Result,
+    Workplace,
+)
 
-__all__ = ["MODEL_FILE", "REFERENCE_FILE", "Context", "Report", "Result", "run_merge"]
+__all__ = [
+    "MODEL_FILE",
+    "PLAN_FILE",
+    "REFERENCE_FILE",
+    "CompileSettings",
+    "Report",
+    "Result",
+    "Workplace",
+]

@@ -7,7 +7,8 @@ from enginehouse_builder.adapter import Adapter, layout_of, merge
 from enginehouse_builder.cache import code_digest, key_of, versions_of
 from enginehouse_builder.export.loading import empty_model
 
-from .context import BUILDER, RESULT_CODE, Context, Report, Result
+from .context import Context
+from .workplace import BUILDER, RESULT_CODE, Report, Result
 
 __all__ = ["Merged", "run_merge"]
 
@@ -28,6 +29,7 @@ def run_merge(context: Context, adapter: Adapter, report: Report) -> Result[Merg
                 f"{BUILDER}.weights",
                 f"{BUILDER}.export.loading",
                 *RESULT_CODE,
+                f"{BUILDER}.stages.context",
                 __name__,
             ]
         ),
@@ -40,4 +42,4 @@ def run_merge(context: Context, adapter: Adapter, report: Report) -> Result[Merg
         merge(context.resolved.folder, layout, adapter, folder, report)
         return Merged(len(adapter.scales))
 
-    return context.run("merge", key, Merged, make)
+    return context.place.run("merge", key, Merged, make)

@@ -4,7 +4,8 @@ from enginehouse_builder.cache import code_digest, key_of, versions_of
 from enginehouse_builder.certify import OriginalPace
 from enginehouse_builder.reference_decoder import DecoderReference
 
-from .context import BUILDER, ORIGINAL_TOOLS, RESULT_CODE, Context, Report, Result
+from .context import ORIGINAL_TOOLS, Context
+from .workplace import BUILDER, RESULT_CODE, Report, Result
 
 __all__ = ["run_pace"]
 
@@ -21,11 +22,13 @@ def run_pace(
         report: Is told what goes on.
     """
     key = key_of(
-        code_digest([f"{BUILDER}.reference_decoder", *RESULT_CODE, __name__]),
+        code_digest(
+            [f"{BUILDER}.reference_decoder", *RESULT_CODE, f"{BUILDER}.stages.context", __name__]
+        ),
         versions_of(*ORIGINAL_TOOLS),
         num_tokens=num_tokens,
         enough_s=enough_s,
-        num_threads=context.num_threads,
+        num_threads=context.place.num_threads,
         **context.original,
     )
 
@@ -33,4 +36,4 @@ def run_pace(
         report("timing the original, for a prompt beyond all that changes with a text's length")
         return DecoderReference(context.resolved, context.spec).pace(num_tokens, enough_s)
 
-    return context.run("pace", key, OriginalPace, make)
+    return context.place.run("pace", key, OriginalPace, make)

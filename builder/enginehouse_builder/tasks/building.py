@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from enginehouse_builder.display import Display, StageDisplay
 from enginehouse_builder.manifest import StageTime
-from enginehouse_builder.stages import Context, Result
+from enginehouse_builder.stages import Result, Workplace
 
 __all__ = ["Building", "by_target"]
 
@@ -14,12 +14,12 @@ class Building:
     """A build under way.
 
     Attributes:
-        context: What its stages use.
+        place: What its stages use.
         times: How long those took that are done.
     """
 
-    def __init__(self, context: Context, display: Display, times: list[StageTime]) -> None:
-        self.context = context
+    def __init__(self, place: Workplace, display: Display, times: list[StageTime]) -> None:
+        self.place = place
         self.times = times
         self._display = display
 
@@ -30,8 +30,17 @@ class Building:
             yield stage
 
     def took(self, stage: str, *results: Result[object]) -> None:
-        """Notes how long a stage took."""
-        self.times.append(StageTime(stage, round(sum(r.seconds for r in results), 3)))
+        """Notes how long a stage took; one that runs again adds to its time."""
+        seconds = round(sum(r.seconds for r in results), 3)
+        for i, time in enumerate(self.times):
+            if time.stage == stage:
+                self.times[i] = StageTime(stage, round(time.seconds + seconds, 3))
+                return
+        self.times.append(StageTime(stage, seconds))
+
+    def note(self, text: str) -> None:
+        """Says something between stages."""
+        self._display.note(text)
 
 
 def by_target(said: Iterable[tuple[str, str]]) -> str:

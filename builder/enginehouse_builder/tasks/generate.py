@@ -1,32 +1,25 @@
-"""Builds a decoder: export, quantize, certify, measure."""
+"""Builds a decoder: exports the original, asks it, and makes the engines from the graph."""
 
-from collections.abc import Sequence
-from dataclasses import astuple
-from pathlib import Path
-
-from enginehouse_builder.certify import CertifiedDecoder, ContinuationFile, choose_prompts
-from enginehouse_builder.display import StageDisplay
+from enginehouse_builder.certify import choose_prompts
 from enginehouse_builder.errors import SpecError
 from enginehouse_builder.export import ExportedDecoder
 from enginehouse_builder.manifest import Limits
+from enginehouse_builder.sources import DecoderSource
 from enginehouse_builder.spec import BuildSpec
-from enginehouse_builder.stages import MODEL_FILE, Result
-from enginehouse_builder.stages.generate import (
-    DecoderGraph,
-    StepTimes,
-    run_certify,
-    run_conversion,
-    run_export,
-    run_measure,
-    run_quantize,
-    run_reference,
+from enginehouse_builder.stages import Result
+from enginehouse_builder.stages.context import Context
+from enginehouse_builder.stages.generate import run_export, run_reference
+from enginehouse_builder.version_files import (
+    Origin,
+    Parts,
+    ProvenGenerator,
+    graph_key,
+    original_items,
 )
-from enginehouse_builder.version_files import Parts, ProvenDecoder, ProvenGenerator
-from enginehouse_server.engine.create import attention_for
-from enginehouse_server.engine.decoder import DecoderPrecision, DecoderSpec, LayerGeometry
 from enginehouse_server.text import Tokenizer
 
-from .building import Building, by_target
+from .building import Building
+from .decoder import build_decoders
 from .reach import within_reach
 
 __all__ = ["build_decoder", "decoder_limits"]
@@ -49,58 +42,32 @@ def decoder_limits(spec: BuildSpec, max_tokens: int) -> Limits:
     return Limits(max_tokens, spec.max_batch, step_tokens)
 
 
-def build_decoder(building: Building) -> Parts:
+def build_decoder(building: Building, context: Context) -> Parts:
     """Runs the stages of a decoder.
 
     Raises:
         BuildError: One failed.
     """
-    exported = within_reach(building, _export)
-    context = building.context  # its limit may be lower now
-    limits = decoder_limits(context.spec, exported.value.max_tokens)
-    graphs = _graphs(building, exported, limits)
-    texts = [" ".join(filter(None, sample)) for sample in context.samples.inputs]
-    windows = [layer.window for layer in exported.value.generate.layers]
-    lengths = [*windows, *exported.value.rope_lengths]
-    with building.stage("certify") as stage:
-        tokenizer = Tokenizer(exported.folder / "tokenizer" / "tokenizer.json", limits.max_tokens)
-        prompts = choose_prompts(texts, tokenizer, limits.max_tokens, lengths)
-        reference = run_reference(context, exported.value, prompts, stage.report)
-        converted = _converted(building, stage, graphs, exported, reference)
-        certified = []
-        for graph in graphs:
-            count = len(reference.value.continuations)
-            stage.report(f"going on with {count} prompts at once on {graph.backend}")
-            certified.append(run_certify(context, graph, reference))
-        building.took("certify", reference, *converted, *certified)
-        stage.result = _proof(converted) + by_target(
-            (graph.backend, _verdict(found.value) + found.note)
-            for graph, found in zip(graphs, certified, strict=True)
-        )
-    engines = tuple(
-        ProvenDecoder(
-            backend=graph.backend,
-            model=graph.spec.model,
-            precision=graph.spec.precision,
-            cache_precision=graph.spec.cache_precision,
-            attention=graph.spec.attention,
-            certified=found.value,
-            step_times=times.value.times,
-        )
-        for graph, found, times in zip(graphs, certified, _measure(building, graphs), strict=True)
-    )
+    exported, context = within_reach(building, context, _export)
+    source = _source(building, context, exported)
+    engines = build_decoders(building, source, context.spec.cache_precision)
     return Parts(
-        resolved=context.resolved,
-        exported=exported,
-        limits=limits,
-        reference=reference,
-        proven=ProvenGenerator(exported.value.generate, engines),
+        model=context.resolved.name,
+        origin=Origin(
+            source=context.resolved.source,
+            inputs=exported.value.inputs,
+            outputs=exported.value.outputs,
+            folder=exported.folder,
+            items=original_items(exported.folder, source.reference.folder),
+        ),
+        limits=source.limits,
+        proven=ProvenGenerator(source.task, engines),
     )
 
 
-def _export(building: Building) -> Result[ExportedDecoder]:
+def _export(building: Building, context: Context) -> Result[ExportedDecoder]:
     with building.stage("export") as stage:
-        exported = run_export(building.context, stage.report)
+        exported = run_export(context, stage.report)
         building.took("export", exported)
         task = exported.value.generate
         stage.result = (
@@ -126,110 +93,28 @@ def _held(exported: ExportedDecoder) -> str:
     )
 
 
-def _graphs(
-    building: Building, exported: Result[ExportedDecoder], limits: Limits
-) -> list[DecoderGraph]:
-    """The graph of every target; those of one precision read the same file."""
-    targets = building.context.spec.targets
-    layers = tuple(LayerGeometry(*astuple(layer)) for layer in exported.value.generate.layers)
-    files: dict[DecoderPrecision, tuple[Path, str]] = {}
-    graphs = []
-    for target in targets:
-        attention = attention_for(target.backend, layers)
-        cache_precision = building.context.spec.decoder_cache_precision(attention, target.precision)
-        if target.precision not in files:
-            files[target.precision] = _file(building, exported, target.precision)
-        model, key = files[target.precision]
-        spec = DecoderSpec(
-            model=model,
-            precision=target.precision,
-            cache_precision=cache_precision,
-            layers=layers,
-            vocab_size=exported.value.generate.vocab_size,
-            max_tokens=limits.max_tokens,
-            max_step_tokens=limits.max_batch_tokens,
-            max_sequences=limits.max_batch,
-            cache_bytes=0,
-            num_threads=building.context.num_threads,
-            attention=attention,
+def _source(
+    building: Building, context: Context, exported: Result[ExportedDecoder]
+) -> DecoderSource:
+    """Asks the original how it goes on."""
+    value = exported.value
+    limits = decoder_limits(context.spec, value.max_tokens)
+    texts = [" ".join(filter(None, sample)) for sample in context.samples.inputs]
+    windows = [layer.window for layer in value.generate.layers]
+    tokenizer = Tokenizer(exported.folder / "tokenizer" / "tokenizer.json", limits.max_tokens)
+    with building.stage("reference") as stage:
+        prompts = choose_prompts(
+            texts, tokenizer, limits.max_tokens, [*windows, *value.rope_lengths]
         )
-        graphs.append(DecoderGraph(target.backend, spec, key, exported.value.is_mixture))
-    return graphs
-
-
-def _file(
-    building: Building, exported: Result[ExportedDecoder], precision: DecoderPrecision
-) -> tuple[Path, str]:
-    """The graph of a precision, the canonical one or one of rounded weights, and its key."""
-    if precision not in ("int8", "int4"):
-        return exported.folder / MODEL_FILE, exported.key
-    with building.stage("quantize") as stage:
-        quantized = run_quantize(building.context, exported, precision, stage.report)
-        building.took("quantize", quantized)
-        found = quantized.value
-        counts = {"int4": found.num_int4, "int8": found.num_int8}
-        stage.result = (
-            ", ".join(f"{count} matrices in {kind}" for kind, count in counts.items() if count)
-            + f": {found.source_bytes / 1e6:.1f} MB of weights are now "
-            f"{found.target_bytes / 1e6:.1f} MB{quantized.note}"
-        )
-    return quantized.folder / MODEL_FILE, quantized.key
-
-
-def _converted(
-    building: Building,
-    stage: StageDisplay,
-    graphs: Sequence[DecoderGraph],
-    exported: Result[ExportedDecoder],
-    reference: Result[ContinuationFile],
-) -> list[Result[CertifiedDecoder]]:
-    """The proof of the conversion, once for all targets, unless one of them is it."""
-    if any(graph.is_exact for graph in graphs):
-        return []
-    stage.report("proving the conversion in fp32")
-    return [run_conversion(building.context, graphs[0], exported, reference)]
-
-
-def _proof(converted: Sequence[Result[CertifiedDecoder]]) -> str:
-    return "".join(
-        f"the conversion itself is exact ({found.value.certificate.num_prompts} prompts in "
-        f"fp32{found.note}); "
-        for found in converted
-    )
-
-
-def _measure(building: Building, graphs: Sequence[DecoderGraph]) -> list[Result[StepTimes]]:
-    measured, said = [], []
-    with building.stage("measure") as stage:
-        for graph in graphs:
-            stage.report(f"timing steps of {graph.backend} on {graph.spec.num_threads} threads")
-            found = run_measure(building.context, graph)
-            measured.append(found)
-            times = found.value.times
-            one = next((t for t in times if t.kind == "decode"), times[0])
-            said.append(
-                (
-                    graph.backend,
-                    f"{len(times)} steps; {one.median_ms:.2f} ms for a token of "
-                    f"{one.num_sequences} sequence after {one.num_cached}{found.note}",
-                )
-            )
-        building.took("measure", *measured)
-        stage.result = by_target(said)
-    return measured
-
-
-def _verdict(certified: CertifiedDecoder) -> str:
-    found = certified.certificate
-    verdict = (
-        f"{found.num_prompts} prompts of up to {found.longest_prompt} tokens: "
-        f"{found.token_agreement:.1%} of {found.num_tokens} greedy tokens are the original's"
-    )
-    if found.token_agreement < 1:
-        verdict += (
-            f", {found.top1_agreement:.1%} given its text ({certified.clear_agreement:.1%} without "
-            f"near ties), {found.mean_kl:.2g} nats apart"
-        )
-    return (
-        f"{verdict}; perplexity {found.perplexity:.4g} instead of {found.reference_perplexity:.4g}"
+        reference = run_reference(context, value, prompts, stage.report)
+        building.took("reference", reference)
+        count = len(reference.value.continuations)
+        stage.result = f"{count} prompts continued by {reference.value.reference}{reference.note}"
+    return DecoderSource(
+        folder=exported.folder,
+        key=graph_key(exported.folder),
+        inputs=value.inputs,
+        task=value.generate,
+        limits=limits,
+        reference=reference,
     )

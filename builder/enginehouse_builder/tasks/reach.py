@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, replace
+from typing import NamedTuple
 
 from enginehouse_builder.certify import (
     MIN_PROMPTS,
@@ -18,7 +19,8 @@ from enginehouse_builder.certify import (
 from enginehouse_builder.decoder_file import LEAST_SLOTS, cache_bytes
 from enginehouse_builder.export import ExportedDecoder
 from enginehouse_builder.memory import beside_weights, check_cache, prompt_bytes
-from enginehouse_builder.stages import MODEL_FILE, Context, Result
+from enginehouse_builder.stages import MODEL_FILE, Result
+from enginehouse_builder.stages.context import Context
 from enginehouse_builder.stages.reach import run_pace
 from enginehouse_builder.weights import num_weights
 from enginehouse_server.engine.create import attention_for
@@ -26,14 +28,21 @@ from enginehouse_server.engine.decoder import DecoderSpec, LayerGeometry
 
 from .building import Building
 
-__all__ = ["within_reach"]
+__all__ = ["Reached", "within_reach"]
 
 _ALWAYS_S = 60.0  # the long prompt may take it, however few minutes are given
 
-Export = Callable[[Building], Result[ExportedDecoder]]
+Export = Callable[[Building, Context], Result[ExportedDecoder]]
 
 
-def within_reach(building: Building, export: Export) -> Result[ExportedDecoder]:
+class Reached(NamedTuple):
+    """An export, and the context whose limit it has."""
+
+    exported: Result[ExportedDecoder]
+    context: Context
+
+
+def within_reach(building: Building, context: Context, export: Export) -> Reached:
     """Exports; once more with a lower limit where the long prompt is too dear for the first.
 
     What is said of a lower limit is in the export's `generate.lowered`.
@@ -42,26 +51,25 @@ def within_reach(building: Building, export: Export) -> Result[ExportedDecoder]:
         SpecError: Not even the shorter prompts' keys and values fit into the memory.
         BuildError: A stage failed.
     """
-    exported = export(building)
-    reach = _reach(building, exported)
+    exported = export(building, context)
+    reach = _reach(building, context, exported)
     if reach.reason:
-        spec = replace(building.context.spec, max_tokens=reach.max_tokens)
-        building.context = replace(building.context, spec=spec)
-        exported = export(building)
+        context = replace(context, spec=replace(context.spec, max_tokens=reach.max_tokens))
+        exported = export(building, context)
         generate = replace(exported.value.generate, lowered=reach.reason)
         exported = replace(exported, value=replace(exported.value, generate=generate))
-    resolved = building.context.resolved
-    needed = _cache(building.context, exported, exported.value.max_tokens, _lengths(exported.value))
+    resolved = context.resolved
+    needed = _cache(context, exported, exported.value.max_tokens, _lengths(exported.value))
     check_cache(num_weights(resolved.folder, resolved.source.id), needed, resolved.source.id)
-    return exported
+    return Reached(exported, context)
 
 
 def _lengths(exported: ExportedDecoder) -> Sequence[int]:
     return (*(layer.window for layer in exported.generate.layers), *exported.rope_lengths)
 
 
-def _reach(building: Building, exported: Result[ExportedDecoder]) -> Reach:
-    value, context = exported.value, building.context
+def _reach(building: Building, context: Context, exported: Result[ExportedDecoder]) -> Reach:
+    value = exported.value
     lengths = _lengths(value)
     longest = long_prompt_tokens(value.max_tokens, lengths)
     if longest <= long_prompt_tokens(value.max_tokens, ()):
@@ -110,7 +118,7 @@ def _cache(
     usual = [usual_prompt_tokens(max_tokens) + num_new] * MIN_PROMPTS
     num_tokens = tokens_at_once([long_prompt_tokens(max_tokens, lengths) + num_new, *usual])
     found = []
-    for target in context.spec.targets:
+    for target in context.place.targets:
         spec = DecoderSpec(
             model=exported.folder / MODEL_FILE,
             precision="fp32",
@@ -122,7 +130,7 @@ def _cache(
             max_sequences=min(LEAST_SLOTS, context.spec.max_batch),  # of slots, more where they fit
             cache_bytes=0,
             num_threads=1,
-            attention=attention_for(target.backend, layers),
+            attention="slots" if target.is_plan else attention_for(target.backend, layers),
         )
         found.append(cache_bytes(spec, num_tokens))
     return max(found)

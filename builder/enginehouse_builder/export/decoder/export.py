@@ -46,7 +46,6 @@ class ExportedDecoder:
             pass: they all have the rope of a text of `max_tokens`. 0 if there is none.
         rope_grows: Whether that differs from the rope of texts in between (dynamic).
         architecture: The model's class in transformers.
-        is_mixture: Whether tokens choose among experts.
     """
 
     inputs: tuple[Tensor, ...]
@@ -57,7 +56,6 @@ class ExportedDecoder:
     held_beyond: int
     rope_grows: bool
     architecture: str
-    is_mixture: bool
 
 
 def export_decoder(
@@ -101,7 +99,6 @@ def export_decoder(
         held_beyond=held_beyond,
         rope_grows=bool(held_beyond and growing_limits(model.config.get_text_config())),
         architecture=architecture,
-        is_mixture=num_products(model) > 0,
     )
 
 
@@ -133,4 +130,5 @@ def _task(
         eos_ids=end_ids(model, tokenizer, observed.vocab_size),
         has_chat_template=bool(tokenizer.chat_template),
         defaults=generation_defaults(resolved),
+        is_mixture=num_products(model) > 0,
     )

@@ -1,4 +1,4 @@
-"""Which tensors of a graph are fp32: onnx's own inference ends at operators it does not know."""
+"""Which tensors of a graph are of a type: onnx's inference ends at operators it does not know."""
 
 from onnx import GraphProto, NodeProto, TensorProto, helper
 
@@ -19,13 +19,13 @@ _FIRST_OUTPUT = {"TopK", "Unique", "MaxPool"}  # the others' are indices
 class FloatTypes:
     """Types by name, for a graph whose nodes are in order."""
 
-    def __init__(self, graph: GraphProto) -> None:
-        self._floats = {
-            v.name for v in graph.input if v.type.tensor_type.elem_type == TensorProto.FLOAT
-        }
+    def __init__(self, graph: GraphProto, kind: int = FLOAT) -> None:
+        """Takes the graph, and the element type to look for."""
+        self._kind = kind
+        self._floats = {v.name for v in graph.input if v.type.tensor_type.elem_type == kind}
         self._matrices = set[str]()
         for tensor in graph.initializer:
-            if tensor.data_type == TensorProto.FLOAT:
+            if tensor.data_type == kind:
                 self._floats.add(tensor.name)
                 if sum(dim > 1 for dim in tensor.dims) > 1:
                     self._matrices.add(tensor.name)
@@ -35,7 +35,7 @@ class FloatTypes:
                 self._floats.update(outputs)
 
     def is_float(self, name: str) -> bool:
-        """Whether a tensor is fp32; the name of none is empty."""
+        """Whether a tensor is of the type; the name of none is empty."""
         return name in self._floats
 
     def is_matrix(self, name: str) -> bool:
@@ -47,7 +47,7 @@ class FloatTypes:
         if op in _NEVER:
             return False
         if op in _MADE:
-            return _made_type(node) == TensorProto.FLOAT
+            return _made_type(node) == self._kind
         if op in _FROM:
             return node.input[_FROM[op]] in self._floats
         return bool(node.input) and node.input[0] in self._floats

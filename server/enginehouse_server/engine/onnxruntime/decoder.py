@@ -44,12 +44,16 @@ class OnnxRuntimeDecoder:
 
     backend = "onnxruntime"
 
-    def __init__(self, spec: DecoderSpec, place: Place | None = None) -> None:
+    def __init__(
+        self, spec: DecoderSpec, place: Place | None = None, *, is_lowered: bool = False
+    ) -> None:
         """Reads, lowers and loads the model: seconds, and about the weights' size in memory.
 
         Args:
             spec: What to load.
             place: Where it computes, closed with the engine; None for the best there is.
+            is_lowered: Whether the file's attention is in operators with bodies, as that of a graph
+                that was lowered for TensorRT, and is left as it is.
 
         Raises:
             PlanMismatchError: ONNX Runtime cannot read the file, arithmetic or cache are to be of
@@ -66,7 +70,7 @@ class OnnxRuntimeDecoder:
         self._running: Future[Logits] | None = None
         self._session: BoundSession | None = None
         try:
-            self._load(spec)
+            self._load(spec, is_lowered=is_lowered)
         except BaseException:
             self.close()
             raise
@@ -117,7 +121,7 @@ class OnnxRuntimeDecoder:
         self._session = None
         self._place.close()
 
-    def _load(self, spec: DecoderSpec) -> None:
+    def _load(self, spec: DecoderSpec, *, is_lowered: bool) -> None:
         place = self._place
         place.check_precision(spec.precision, ("int8", "int4"))
         if spec.cache_bytes or place.gpu is None:
@@ -126,11 +130,17 @@ class OnnxRuntimeDecoder:
             raise PlanMismatchError(
                 f"ONNX Runtime attends over slots, not {spec.attention}: build the model again"
             )
-        lowered = lower_decoder(
-            spec.model, spec.layers, place.grouped, guards=not place.memory.is_host
-        )
+        lowered = None
+        if not is_lowered:
+            lowered = lower_decoder(
+                spec.model, spec.layers, place.grouped, guards=not place.memory.is_host
+            )
         session = self._session = open_session(
-            spec.model, spec.num_threads, place, lowered.graph, captures=lowered.is_grouped
+            spec.model,
+            spec.num_threads,
+            place,
+            lowered.graph if lowered else None,
+            captures=lowered is not None and lowered.is_grouped,
         )
         if not spec.cache_bytes and place.gpu is not None:
             left = int(_SHARE_OF_FREE_MEMORY * place.gpu.memory().free)
@@ -161,7 +171,8 @@ class OnnxRuntimeDecoder:
         self._give("logit_rows", step.logit_rows)
         # What is captured is captured with it: as long as a slot can get.
         self._length[...] = lengths.max() if graph is None else self.limits.block_size
-        session.bind_input(LENGTH_INPUT, (), self._length.ctypes.data, on_host=True)
+        if LENGTH_INPUT in session.inputs:
+            session.bind_input(LENGTH_INPUT, (), self._length.ctypes.data, on_host=True)
         for name, rows in self._cache.rows(first_row, len(step.write_index)):
             session.bind_input(name, rows.shape, rows.address)
             session.bind_output(name.replace("past", "present", 1), rows.shape, rows.address)

@@ -46,6 +46,7 @@ class Place:
         options: Of the provider.
         has_graphs: Whether it can capture and replay what it launches.
         gpu: What is closed with it, and asked after a fault; None on a processor.
+        without: Names of ONNX Runtime's own optimizers that are left out.
     """
 
     device: Device
@@ -58,6 +59,7 @@ class Place:
     options: Mapping[str, str] = field(default_factory=dict)
     has_graphs: bool = False
     gpu: _Gpu | None = None
+    without: tuple[str, ...] = ()
 
     def check_precision(self, precision: Precision, weights: Sequence[Precision]) -> None:
         """Raises PlanMismatchError for arithmetic that there is not here.

@@ -136,6 +136,7 @@ def _open(
             options,
             providers=providers,
             provider_options=[dict(settings) if p == place.provider else {} for p in providers],
+            disabled_optimizers=list(place.without),
         )
     except Exception as error:  # it has a class for every kind, none in common
         if isinstance(failure := place.failure(error, "a load"), DeviceLostError):
