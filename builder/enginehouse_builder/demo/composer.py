@@ -25,8 +25,8 @@ _SPOKEN_CONSONANT = ("one", "uni", "use", "eu")  # vowels in writing only
 
 # Of all documents; the rest are stories that somebody asks for.
 _PASSAGE_SHARE = 0.05
-_STORY_SHARE = 0.2
-_TALK_SHARE = 0.5
+_STORY_SHARE = 0.3
+_TALK_SHARE = 0.4
 # Of the chats that it can happen in.
 _SYSTEM_SHARE = 0.15
 _HASTY_SHARE = 0.15

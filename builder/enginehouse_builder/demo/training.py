@@ -42,13 +42,13 @@ class WriterPlan:
         max_perplexity: On new stories of known plots; beyond it the writer is not good enough.
     """
 
-    vocab_size: int = 2048
+    vocab_size: int = 3072
     hidden_size: int = 256
     num_layers: int = 4
     max_tokens: int = 512
-    row_tokens: int = 384
-    num_rows: int = 4
-    num_steps: int = 540
+    row_tokens: int = 512
+    num_rows: int = 3
+    num_steps: int = 520
     max_perplexity: float = 5.0
 
 

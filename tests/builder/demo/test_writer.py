@@ -84,6 +84,12 @@ def test_text_comes_back_byte_for_byte(text: str, tokenizer: PreTrainedTokenizer
     assert tokenizer.decode(ids) == text
 
 
+def test_a_name_is_the_same_token_wherever_it_stands(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokens = tokenizer.tokenize("Mara asked: who is Mara? Mara.")
+    assert tokens.count("Mara") == 3
+    assert "ĠMara" not in tokens
+
+
 def test_composed_texts_come_back(
     documents: list[Document], tokenizer: PreTrainedTokenizerFast
 ) -> None:

@@ -5,6 +5,10 @@ that addresses and streams are good in all of them. It is made current in each t
 Waits sleep: events are made so, and the context is asked to before it begins.
 """
 
+# The binding's types are not pyright's.
+# pyright: reportAttributeAccessIssue=false, reportMissingImports=false
+# pyright: reportOptionalMemberAccess=false
+
 import logging
 import threading
 import weakref

@@ -4,6 +4,10 @@ pycuda ends the process of a thread that leaves a context on its stack, so each 
 device's primary context and pops it again. It cannot be imported on a machine without a driver.
 """
 
+# The binding's types are not pyright's.
+# pyright: reportAttributeAccessIssue=false, reportMissingImports=false
+# pyright: reportOptionalMemberAccess=false
+
 import threading
 import weakref
 from collections.abc import Callable, Iterator

@@ -1,5 +1,9 @@
 """A plan on a device: read, refused where it does not fit this machine, and what is in it."""
 
+# The binding's types are not pyright's.
+# pyright: reportAttributeAccessIssue=false, reportMissingImports=false
+# pyright: reportOptionalMemberAccess=false
+
 import mmap
 import threading
 from pathlib import Path

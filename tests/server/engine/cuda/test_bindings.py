@@ -1,5 +1,9 @@
 """The two CUDA bindings as far as a machine without a GPU can try them: names, errors, refusals."""
 
+# The binding's types are not pyright's.
+# pyright: reportAttributeAccessIssue=false, reportMissingImports=false
+# pyright: reportOptionalMemberAccess=false
+
 import ast
 import inspect
 import re
