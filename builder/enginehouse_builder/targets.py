@@ -103,7 +103,7 @@ def targets_of(
     named = [_target(name, own, host) for name, own in split if name != AUTO]
     for target in named:
         _check_host(target, host, command)
-    autos = [own for name, own in split if name == AUTO]
+    autos: list[Precision] = [own for name, own in split if name == AUTO]
     names = [target.name for target in named] + [AUTO] * len(autos)
     if len(set(names)) < len(names):
         raise SpecError(

@@ -78,7 +78,7 @@ class _Decoders:
     ) -> None:
         self._building = building
         self._source = source
-        self._asked = cache_precision
+        self._asked: CachePrecision | None = cache_precision
         self._layers = tuple(LayerGeometry(*astuple(layer)) for layer in source.task.layers)
         self._files: dict[Precision, tuple[Path, str]] = {
             "fp32": (source.folder / MODEL_FILE, source.key)
