@@ -136,7 +136,7 @@ def test_auto_leaves_plans_to_those_who_name_them_where_there_is_no_gpu() -> Non
 
 def test_auto_leaves_out_what_a_task_has_no_precision_for() -> None:
     found = _targets(("auto=int4",), host=ADA)
-    with pytest.raises(SpecError, match="auto finds nothing to build on this machine: .*int4"):
+    with pytest.raises(SpecError, match=r"auto finds nothing to build on this machine: .*int4"):
         found.for_task("classify")
 
 
