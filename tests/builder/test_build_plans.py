@@ -59,7 +59,10 @@ def _lowered(plan: Plan | None) -> Plan:
     return plan
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8", "fp8"])
+@pytest.mark.parametrize(
+    "precision",
+    ["fp16", "int8", *(pytest.param(p, marks=pytest.mark.wide) for p in ("bf16", "fp8"))],
+)
 def test_a_classifier_s_plan_is_certified_by_its_graph(
     classifier: BuildSpec, precision: str
 ) -> None:
@@ -79,7 +82,9 @@ def test_a_classifier_s_plan_is_certified_by_its_graph(
     assert not faults_of(published.folder, published.manifest)
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
+@pytest.mark.parametrize(
+    "precision", ["fp16", *(pytest.param(p, marks=pytest.mark.wide) for p in ("bf16", "int8"))]
+)
 def test_a_decoder_s_plan_is_certified_by_its_lowered_graph(
     decoder: BuildSpec, precision: str
 ) -> None:

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import numpy_helper
+
+from enginehouse_server.engine.graph import read_weight
 
 __all__ = ["Group", "Layer", "find_groups", "weight_of"]
 
@@ -59,7 +60,7 @@ def find_groups(graph: onnx.GraphProto) -> list[Group]:
 def weight_of(graph: onnx.GraphProto, layer: Layer, folder: Path) -> NDArray[np.float32]:
     """The layer's matrix `[in, out]`, read from the graph or its data file in `folder`."""
     initializer = next(i for i in graph.initializer if i.name == layer.weight)
-    matrix = numpy_helper.to_array(initializer, str(folder)).astype(np.float32)
+    matrix = read_weight(initializer, folder).astype(np.float32)
     return matrix.T if layer.is_transposed else matrix
 
 

@@ -15,6 +15,8 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from enginehouse_server.engine.graph import read_weight
+
 from .data_file import DataFile
 from .layers import Group, Layer, weight_of
 from .levels import EightBits
@@ -164,4 +166,4 @@ def _write_data(graph: onnx.GraphProto, folder: Path, data: Path) -> None:
     """Writes all tensors, also those that lie in `folder`, to the data file."""
     with DataFile(data) as file:
         for tensor in graph.initializer:
-            file.put(tensor, numpy_helper.to_array(tensor, str(folder)).tobytes())
+            file.put(tensor, read_weight(tensor, folder).tobytes())

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from enginehouse_builder.errors import QuantizeError
+from enginehouse_server.engine.graph import read_weight
 
 from .data_file import DataFile
 from .levels import group_for, int4_levels, int8_levels, packed_int4
@@ -47,18 +48,31 @@ class QuantizedWeights:
 
 
 def quantize_weights(
-    source: Path, target: Path, precision: WeightPrecision, report: Callable[[str], None]
+    source: Path,
+    target: Path,
+    precision: WeightPrecision,
+    report: Callable[[str], None],
+    *,
+    tables: bool = True,
 ) -> QuantizedWeights:
     """Writes the graph of `source` with rounded weights to `target`, its data beside it.
 
     Weights pass through memory one matrix at a time.
+
+    Args:
+        source: The canonical graph.
+        target: Where the other goes.
+        precision: Of the weights.
+        report: Is told what goes on.
+        tables: Whether what is looked up is rounded too. TensorRT takes levels in front of a
+            product alone.
 
     Raises:
         QuantizeError: The graph has no matrix to round.
     """
     model = onnx.load(source, load_external_data=False)
     graph = model.graph
-    matrices = {matrix.name: matrix for matrix in find_matrices(graph)}
+    matrices = {m.name: m for m in find_matrices(graph) if tables or not m.is_table or m.is_head}
     if not matrices:
         raise QuantizeError("the graph has no constant matrix to round: build with fp32")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -68,19 +82,20 @@ def quantize_weights(
     source_bytes = 0
     with DataFile(data) as file:
         for tensor in graph.initializer:
-            array = numpy_helper.to_array(tensor, str(source.parent))
+            array = read_weight(tensor, source.parent)
             source_bytes += array.nbytes
             matrix = matrices.get(tensor.name)
-            if matrix is None:
+            if matrix is None or (matrix.is_table and not tables):
                 file.put(tensor, array.tobytes())
                 kept.append(tensor)
+            if matrix is None:
                 continue
             if len(kept) % _REPORT_EVERY == 0:
                 report(f"rounding {tensor.name}, {source_bytes / 1e6:.1f} MB done")
             kept += _rounded(matrix, formats[tensor.name], array, file)
     del graph.initializer[:]
     graph.initializer.extend(kept)
-    _rewire(graph, matrices, formats)
+    _rewire(graph, matrices, formats, tables=tables)
     onnx.save(model, target)
     num_int4 = sum(group is not None for group in formats.values())
     return QuantizedWeights(
@@ -119,10 +134,15 @@ def _rounded(
 
 
 def _rewire(
-    graph: onnx.GraphProto, matrices: Mapping[str, Matrix], formats: Mapping[str, int | None]
+    graph: onnx.GraphProto,
+    matrices: Mapping[str, Matrix],
+    formats: Mapping[str, int | None],
+    *,
+    tables: bool,
 ) -> None:
     """Lets products read dequantized matrices, and look-ups dequantize the rows they find."""
-    gathers = {output: matrix for matrix in matrices.values() for output in matrix.gathers}
+    looked_up = matrices.values() if tables else ()
+    gathers = {output: matrix for matrix in looked_up for output in matrix.gathers}
     multiplied = {
         name
         for node in graph.node
@@ -136,7 +156,7 @@ def _rewire(
             nodes += _looked_up(node, matrix)
             continue
         for i, name in enumerate(node.input):
-            if name in matrices:
+            if name in matrices and (tables or node.op_type != "Gather"):
                 node.input[i] = _dequantized_name(name)
         nodes.append(node)
     if any(name == "axis_last" for name in _inputs(nodes)):

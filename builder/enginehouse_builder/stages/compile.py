@@ -7,6 +7,7 @@ on ONNX Runtime: lowered to TensorRT's operators, which have bodies there, in th
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Event
 
 from enginehouse_builder.cache import code_digest, key_of, versions_of
@@ -185,12 +186,13 @@ def run_stand_in(
     def make(folder: Path) -> Written:
         report("lowering the graph for ONNX Runtime")
         try:
-            lowered, _ = lower_graph(graph.model, order, folder)
             if graph.arithmetic == "bf16":
-                to_rounding(lowered, folder / MODEL_FILE)
-                for file in folder.glob(f"{lowered.name}*"):
-                    file.unlink()
-            elif lowered.parent == folder:
+                with TemporaryDirectory(dir=folder) as scratch:
+                    lowered, _ = lower_graph(graph.model, order, Path(scratch))
+                    to_rounding(lowered, folder / MODEL_FILE)
+                return Written()
+            lowered, _ = lower_graph(graph.model, order, folder)
+            if lowered.parent == folder:
                 lowered.rename(folder / MODEL_FILE)
             else:
                 for file in graph.model.parent.glob(f"{MODEL_FILE}*"):

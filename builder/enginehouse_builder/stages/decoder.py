@@ -84,21 +84,29 @@ class StepTimes:
 
 
 def run_quantize(
-    place: Workplace, source: DecoderSource, precision: WeightPrecision, report: Report
+    place: Workplace,
+    source: DecoderSource,
+    precision: WeightPrecision,
+    report: Report,
+    *,
+    tables: bool,
 ) -> Result[QuantizedWeights]:
-    """Writes the graph with rounded weights."""
+    """Writes the graph with rounded weights, those that are looked up among them or not."""
     key = key_of(
         code_digest([f"{BUILDER}.quantize", *RESULT_CODE, __name__]),
         versions_of("onnx", "numpy"),
         source=source.key,
         precision=precision,
+        tables=tables,
     )
     canonical = source.folder / MODEL_FILE
     return place.run(
         "quantize",
         key,
         QuantizedWeights,
-        lambda folder: quantize_weights(canonical, folder / MODEL_FILE, precision, report),
+        lambda folder: quantize_weights(
+            canonical, folder / MODEL_FILE, precision, report, tables=tables
+        ),
     )
 
 

@@ -80,9 +80,8 @@ class _Decoders:
         self._source = source
         self._asked: CachePrecision | None = cache_precision
         self._layers = tuple(LayerGeometry(*astuple(layer)) for layer in source.task.layers)
-        self._files: dict[Precision, tuple[Path, str]] = {
-            "fp32": (source.folder / MODEL_FILE, source.key)
-        }
+        self._canonical = source.folder / MODEL_FILE, source.key
+        self._files: dict[tuple[Precision, bool], tuple[Path, str]] = {}
         self._is_converted = False
 
     def make(self, target: Target) -> DecoderGraph:
@@ -91,7 +90,7 @@ class _Decoders:
         if not target.is_plan:
             attention = attention_for(target.backend, self._layers)
         cache_precision = cache_precision_of(target, attention, self._asked)
-        model, key = self._file(target.precision)
+        model, key = self._file(target)
         graph = in_types(self._building, target, model, key)
         if target.is_plan:
             made = self._plan(target, graph)
@@ -162,18 +161,21 @@ class _Decoders:
             f"fp32{found.note}); "
         )
 
-    def _file(self, precision: Precision) -> tuple[Path, str]:
+    def _file(self, target: Target) -> tuple[Path, str]:
         """The graph of a precision, the canonical one or one of rounded weights, and its key."""
+        precision, tables = target.precision, not target.is_plan
         if precision not in ("int8", "int4"):
-            return self._files["fp32"]
-        if precision not in self._files:
-            self._files[precision] = self._rounded(precision)
-        return self._files[precision]
+            return self._canonical
+        if (precision, tables) not in self._files:
+            self._files[precision, tables] = self._rounded(precision, tables=tables)
+        return self._files[precision, tables]
 
-    def _rounded(self, precision: WeightPrecision) -> tuple[Path, str]:
+    def _rounded(self, precision: WeightPrecision, *, tables: bool) -> tuple[Path, str]:
         building = self._building
         with building.stage("quantize") as stage:
-            quantized = run_quantize(building.place, self._source, precision, stage.report)
+            quantized = run_quantize(
+                building.place, self._source, precision, stage.report, tables=tables
+            )
             building.took("quantize", quantized)
             found = quantized.value
             counts = {"int4": found.num_int4, "int8": found.num_int8}

@@ -2,5 +2,6 @@
 
 from .floats import HalfPrecision, to_half
 from .stored import to_rounding
+from .weights import read_weight
 
-__all__ = ["HalfPrecision", "to_half", "to_rounding"]
+__all__ = ["HalfPrecision", "read_weight", "to_half", "to_rounding"]

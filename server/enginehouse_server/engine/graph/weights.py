@@ -16,11 +16,21 @@ _ALIGNMENT = 4096  # of a file that is mapped into memory
 def read_weight(tensor: TensorProto, folder: Path) -> NDArray[np.generic]:
     """The weight, wherever it is kept.
 
+    A data file may be linked to from several folders, which onnx's own reader refuses.
+
     Args:
         tensor: An initializer.
         folder: Of the graph's file.
     """
-    found: NDArray[np.generic] = numpy_helper.to_array(tensor, str(folder))
+    if tensor.data_location == TensorProto.EXTERNAL:
+        where = {entry.key: entry.value for entry in tensor.external_data}
+        with (folder / where["location"]).open("rb") as file:
+            file.seek(int(where.get("offset", 0)))
+            content = file.read(int(where["length"]) if "length" in where else -1)
+        tensor = TensorProto(
+            name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, raw_data=content
+        )
+    found: NDArray[np.generic] = numpy_helper.to_array(tensor)
     return found
 
 
