@@ -65,7 +65,7 @@ def test_a_version_is_complete(built: Built, precision: str) -> None:
     assert 4 <= len(engine.probes) <= 8
     stages = [stage.stage for stage in manifest.build]
     assert [s for s in stages if s != "quantize"] == [
-        *("resolve", "export", "certify", "measure", "publish")
+        *("resolve", "export", "reference", "certify", "measure", "publish")
     ]
     assert manifest.tools["openvino"].startswith("2026")
 

@@ -93,7 +93,7 @@ def test_a_version_is_complete(built_decoder: BuiltDecoder, precision: str) -> N
     assert {time.kind for time in engine.step_times} == {"prefill", "decode"}
     assert max(time.num_sequences for time in engine.step_times) == 4
     stages = [stage.stage for stage in manifest.build if stage.stage != "quantize"]
-    assert stages == ["resolve", "export", "certify", "measure", "publish"]
+    assert stages == ["resolve", "export", "reference", "certify", "measure", "publish"]
     assert (folder / "tokenizer" / "tokenizer.json").is_file()
 
 
@@ -298,7 +298,7 @@ def test_what_cannot_be_is_refused(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"precision": "int4"}, "--precision int4 is for decoders"),
+        ({"precision": "int4"}, "openvino has no int4 for classifiers"),
         ({"cache_precision": "u8"}, "--cache-precision is for decoders"),
     ],
 )

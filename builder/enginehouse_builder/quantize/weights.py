@@ -92,7 +92,8 @@ def quantize_weights(
                 continue
             if len(kept) % _REPORT_EVERY == 0:
                 report(f"rounding {tensor.name}, {source_bytes / 1e6:.1f} MB done")
-            kept += _rounded(matrix, formats[tensor.name], array, file)
+            numbers = array.astype(np.float32, copy=False)
+            kept += _rounded(matrix, formats[tensor.name], numbers, file)
     del graph.initializer[:]
     graph.initializer.extend(kept)
     _rewire(graph, matrices, formats, tables=tables)

@@ -30,7 +30,7 @@ _FP8 = ("sm89", "sm120", "sm121")
 _log = logging.getLogger(__name__)
 
 
-class CancelledError(UnsupportedError):
+class CancelledError(Exception):
     """Whoever asked for the plan does not want it any more."""
 
 
