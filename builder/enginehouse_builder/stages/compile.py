@@ -1,6 +1,6 @@
 """The stages that make a plan: the graph in its types, the plan, and what stands for it here.
 
-A plan for a GPU that this machine lacks cannot be run, so its answers are those of the same graph
+A plan is not run where it is built: its certificate is that of the same graph
 on ONNX Runtime: lowered to TensorRT's operators, which have bodies there, in the same types.
 """
 

@@ -19,7 +19,6 @@ from enginehouse_builder.stages.compile import (
 )
 from enginehouse_builder.targets import Target
 from enginehouse_server.engine.ahead import PlanOrder
-from enginehouse_server.engine.create import BACKENDS
 from enginehouse_server.engine.decoder import LayerGeometry
 from enginehouse_server.engine.graph import HalfPrecision
 from enginehouse_server.engine.tensorrt import Flavour, Profile
@@ -84,7 +83,7 @@ def compiled(
     order: PlanOrder,
     inputs: Sequence[Tensor],
 ) -> EngineModel:
-    """The plan of a target.
+    """The plan of a target, and what is certified in its place, also where it could run.
 
     Args:
         building: The build.
@@ -100,11 +99,9 @@ def compiled(
     with building.stage("compile") as stage:
         made = run_compile(place, target, graph, order, stage.report)
         building.took("compile", made)
-        plan = _plan(order, made.value, graph, inputs, runs_here=_runs_here(building, target))
+        plan = _plan(order, made.value, graph, inputs)
         file = made.folder / PLAN_FILE
         stage.result = f"{target.name} {target.precision}: {_said(made.value, plan)}{made.note}"
-        if plan.certified == "runtime":
-            return EngineModel(file, made.key, plan)
         stand_in = run_stand_in(place, graph, order, stage.report)
         building.took("compile", stand_in)
     words = f" in place of {plan.flavour} {plan.version}: the lowered graph {_how(graph)}"
@@ -112,20 +109,7 @@ def compiled(
     return EngineModel(file, stand_in.key, plan, model)
 
 
-def _runs_here(building: Building, target: Target) -> bool:
-    capability = building.place.host.capability
-    fits = capability in target.capabilities or target.capabilities == ("any",)
-    return bool(capability) and fits and target.backend in BACKENDS
-
-
-def _plan(
-    order: PlanOrder,
-    found: Compiled,
-    graph: GraphInTypes,
-    inputs: Sequence[Tensor],
-    *,
-    runs_here: bool,
-) -> Plan:
+def _plan(order: PlanOrder, found: Compiled, graph: GraphInTypes, inputs: Sequence[Tensor]) -> Plan:
     dtypes = {tensor.name: tensor.dtype for tensor in inputs}
     caches = [name for name in dtypes if name.startswith("past_")]
     dtypes |= dict.fromkeys(caches, _DTYPES[graph.arithmetic])
@@ -144,7 +128,7 @@ def _plan(
         profiles=profiles,
         slot_tokens=slot_capacity(order.max_tokens),
         device_bytes=found.num_bytes + slot * _NUMBER_BYTES[graph.arithmetic],
-        certified="runtime" if runs_here else "lowered",
+        certified="lowered",
     )
 
 

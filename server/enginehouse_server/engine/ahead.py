@@ -95,7 +95,8 @@ def compile_graph(model: Path, order: PlanOrder, target: Path, progress: Progres
 
     Raises:
         PlanMismatchError: TensorRT is not installed, or did not parse what the graph says.
-        UnsupportedError: It does not compile the graph, or `progress` ended it.
+        UnsupportedError: It does not compile the graph.
+        CancelledError: `progress` ended it.
     """
     scratch = Path(tempfile.mkdtemp(dir=target.parent))
     try:
