@@ -1,7 +1,7 @@
 """The stages that make a plan: the graph in its types, the plan, and what stands for it here.
 
-A plan is not run where it is built: its certificate is that of the same graph
-on ONNX Runtime: lowered to TensorRT's operators, which have bodies there, in the same types.
+A plan is not run where it is built: its certificate is that of the same graph on ONNX Runtime,
+lowered to TensorRT's operators, which have bodies there, in the same types.
 """
 
 from concurrent.futures import ThreadPoolExecutor, wait
