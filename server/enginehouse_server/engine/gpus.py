@@ -10,6 +10,8 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from .asking import ask
+
 __all__ = ["PLAN_CAPABILITIES", "Gpu", "Gpus", "find_gpus"]
 
 # GPUs that a plan can be for, by flavour of TensorRT; TensorRT-RTX refuses sm90 and sm100 by name.
@@ -90,15 +92,7 @@ class _Listed:
 def _asked(tool: str, *arguments: str) -> tuple[str, str]:
     """What the tool prints, and why it failed or nothing."""
     try:
-        ended = subprocess.run(
-            [tool, *arguments],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_TIMEOUT_S,
-            check=False,
-        )
+        ended = ask([tool, *arguments], _TIMEOUT_S)
     except subprocess.TimeoutExpired:
         return "", f"{_TOOL} did not answer for {_TIMEOUT_S} s: is the driver stuck?"
     except OSError as error:

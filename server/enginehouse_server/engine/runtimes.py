@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib import metadata
 
+from .asking import ask
+
 __all__ = ["RUNTIMES", "Runtime", "find_runtime", "find_runtimes"]
 
 _TIMEOUT_S = 60
@@ -117,15 +119,7 @@ def _imported(module: str) -> tuple[str, str]:
     code = f"import {module} as m; print(m.__version__)"
     try:
         # -P: the current folder may hold anything under that name.
-        ended = subprocess.run(
-            [sys.executable, "-P", "-c", code],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_TIMEOUT_S,
-            check=False,
-        )
+        ended = ask([sys.executable, "-P", "-c", code], _TIMEOUT_S)
     except subprocess.TimeoutExpired:
         return "", f"importing {module} took more than {_TIMEOUT_S} s"
     except OSError as error:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
+from enginehouse_server.engine.gpus import PLAN_CAPABILITIES
 from enginehouse_server.errors import UnsupportedError
 
 from .flavour import Handle, load_flavour
@@ -21,8 +22,7 @@ __all__ = ["RTX_COMPUTE_CAPABILITIES", "CancelledError", "Progress", "compile_pl
 # Called with a phase, the step it is at and its steps; what it returns says whether to go on.
 Progress = Callable[[str, int, int], bool]
 
-# The flavour compiles for these alone; the others are those of data centres.
-RTX_COMPUTE_CAPABILITIES = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
+RTX_COMPUTE_CAPABILITIES = PLAN_CAPABILITIES["tensorrt-rtx"]
 # Turing has no units for these.
 _BEFORE_AMPERE = ("sm75",)
 _FROM_AMPERE = ("fp32", "tf32", "bf16", "int4")
