@@ -26,7 +26,9 @@ class Naive:
     """Tokenizes and computes each text by itself, on one thread."""
 
     def __init__(self, version: Path) -> None:
-        self._loaded = load_classifier(version, LoadSettings(num_threads=available_threads()))
+        self._loaded = load_classifier(
+            version, LoadSettings(num_threads=available_threads(), num_lanes=1)
+        )
         self._pool = ThreadPoolExecutor(1)
 
     async def get_model(self, request: model_pb.GetModelRequest, _: object) -> object:

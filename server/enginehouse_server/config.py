@@ -1,6 +1,7 @@
 """Every setting of the server, as one frozen tree; options.py fills it."""
 
 import math
+import os
 import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -68,7 +69,7 @@ class BatchingConfig:
     max_batch_tokens: int = setting(
         0,
         "Most padded tokens of a batch of several inputs, at most the engine's; 0 is what keeps "
-        "the threads busy, 128 for each and at least 256.",
+        "the threads busy, 128 for each and at least 256, and on a GPU the engine's.",
         "tokens",
     )
 
@@ -80,7 +81,7 @@ class GenerateConfig:
     cache_memory: float = setting(
         0.0,
         "Most memory for the cached keys and values of a model; 0 is half of what is free when it "
-        "is loaded.",
+        "is loaded, on a GPU of its own.",
         "GiB",
     )
     max_running: int = setting(0, "Lowers the sequences that run at once; 0 leaves the engine's.")
@@ -109,7 +110,7 @@ class GenerateConfig:
 class EngineConfig:
     """How engines run."""
 
-    require: Literal["any", "openvino", "onnxruntime", "tensorrt", "tensorrt-rtx"] = setting(
+    require: Literal["any", "tensorrt", "tensorrt-rtx", "openvino", "onnxruntime"] = setting(
         "any",
         "Serve every model on this runtime or, where one cannot be, none: end with exit code 4; "
         "any is the best engine of each model that can be served here.",
@@ -118,7 +119,8 @@ class EngineConfig:
     lanes: int = setting(
         0,
         "Batches that one engine computes side by side, each on its share of the threads: more "
-        "throughput, slower single answers; 0 is one for every four threads, at least two.",
+        "throughput, slower single answers; 0 is one for every four threads, at least two, and two "
+        "on a GPU.",
     )
     cuda_binding: Literal["cuda-core", "pycuda"] = setting(
         "cuda-core",
@@ -144,6 +146,11 @@ class ServerConfig:
     version_label: tuple[str, ...] = setting(
         (), "A name for a version, NAME:LABEL=VERSION; may be given several times."
     )
+    state_dir: str = setting(
+        "",
+        "Folder for what the server finds out about engines on this machine; empty is enginehouse "
+        "in $XDG_STATE_HOME, or in ~/.local/state.",
+    )
     http_listen: str = setting("127.0.0.1:8080", "Address of /metrics, host:port; 0 picks a port.")
     build_missing: bool = setting(
         False,
@@ -166,6 +173,14 @@ class ServerConfig:
         faults = [*_address_faults(self), *_number_faults(self), *_pattern_faults(self)]
         if faults:
             raise ConfigError("\n".join(faults))
+
+    @property
+    def state_folder(self) -> Path:
+        """Where what was found out about engines is kept."""
+        if self.state_dir:
+            return Path(self.state_dir).expanduser()
+        home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+        return Path(home) / "enginehouse"
 
     @property
     def models(self) -> dict[str, set[int]]:

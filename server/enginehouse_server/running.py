@@ -5,7 +5,7 @@ from pathlib import Path
 
 from .config import ServerConfig
 from .engine.machine import Machine
-from .engine.threads import available_threads, default_lanes
+from .engine.threads import available_threads
 from .repository import (
     DecoderSettings,
     LoadedClassifier,
@@ -66,6 +66,7 @@ def load_version(
                 required=required,
                 machine=machine,
                 cuda_binding=config.engine.cuda_binding,
+                state_dir=config.state_folder,
             ),
             check,
         )
@@ -73,13 +74,14 @@ def load_version(
         folder,
         LoadSettings(
             num_threads=num_threads,
-            num_lanes=config.engine.lanes or default_lanes(num_threads),
+            num_lanes=config.engine.lanes,
             max_tokens=config.batching.max_tokens,
             max_batch=config.batching.max_batch,
             max_batch_tokens=config.batching.max_batch_tokens,
             required=required,
             machine=machine,
             cuda_binding=config.engine.cuda_binding,
+            state_dir=config.state_folder,
         ),
         check,
     )
@@ -163,8 +165,8 @@ def _generator(
 
 
 def _pace(loaded: LoadedDecoder, budget_s: float) -> StepPace:
-    """What the build measured on its machine, for sequences that have few tokens yet."""
-    steps = loaded.chosen.step_times
+    """What was measured, for sequences that have few tokens yet."""
+    steps = loaded.step_times
     decodes: dict[int, float] = {}
     for step in (s for s in steps if s.kind == "decode"):
         decodes.setdefault(step.num_sequences, step.median_ms / 1e3)

@@ -5,6 +5,13 @@ version. This package needs the standard library alone, and imports nothing else
 """
 
 from .built import BuiltEngine, File
+from .continuations import (
+    NUM_TOP,
+    Continuation,
+    ContinuationFile,
+    read_continuations,
+    write_continuations,
+)
 from .file import (
     FILE_NAME,
     MANIFEST_VERSION,
@@ -37,17 +44,21 @@ from .records import (
     StageTime,
     Tensor,
 )
+from .reference_file import ReferenceAnswer, ReferenceFile, read_reference, write_reference
 from .typed_json import MismatchError, from_json, to_json
 
 __all__ = [
     "FILE_NAME",
     "MANIFEST_VERSION",
     "NAME_PATTERN",
+    "NUM_TOP",
     "AttentionLayer",
     "Bucket",
     "BuiltEngine",
     "Certificate",
     "ClassifyTask",
+    "Continuation",
+    "ContinuationFile",
     "DecoderEngine",
     "Engine",
     "File",
@@ -63,14 +74,20 @@ __all__ = [
     "PlanProfile",
     "PlanTensor",
     "Probe",
+    "ReferenceAnswer",
+    "ReferenceFile",
     "Source",
     "StageTime",
     "StepTime",
     "Tensor",
     "TokenProbe",
     "from_json",
+    "read_continuations",
     "read_manifest",
+    "read_reference",
     "sha256_of",
     "to_json",
+    "write_continuations",
     "write_manifest",
+    "write_reference",
 ]

@@ -62,7 +62,7 @@ def computes_on_gpu(backend: str, cuda_binding: str = "cuda-core") -> bool:
             from .onnxruntime.device import computes_on_cuda
 
             return computes_on_cuda(cuda_binding)
-        return False
+        return backend in PLAN_BACKENDS
 
 
 def attention_for(backend: str, layers: Sequence[LayerGeometry]) -> AttentionKind:

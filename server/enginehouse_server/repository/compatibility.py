@@ -67,4 +67,4 @@ def _notes(engine: AnyEngine, machine: Machine) -> Iterator[str]:
             f"{runtime.version}: its probes decide when it is loaded"
         )
     if engine.plan is not None and engine.plan.certified == "lowered":
-        yield "its answers were proven on another runtime: its probes decide when it is loaded"
+        yield "its answers were proven on another runtime: its first load here certifies it"

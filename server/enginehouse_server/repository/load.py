@@ -3,34 +3,38 @@
 Blocking and slow (seconds to minutes): run it off the event loop.
 """
 
-import logging
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
+from typing import NamedTuple
 
 import numpy as np
 
 from enginehouse_builder.manifest import ClassifyTask, Engine, Manifest
 from enginehouse_server.engine.base import EncoderEngine, EncoderLane, EncoderSpec, Logits, Shape
-from enginehouse_server.engine.create import create_encoder
+from enginehouse_server.engine.create import computes_on_gpu, create_encoder
 from enginehouse_server.engine.machine import Machine
+from enginehouse_server.engine.threads import default_lanes
 from enginehouse_server.errors import ProbeError, RepositoryError
 from enginehouse_server.scheduler import EncoderWork, LatencyModel, ShapeGrid
 from enginehouse_server.text import TextInput, Tokenizer
 
+from .certify import certify_here, is_certified_elsewhere
+from .certify_encoder import measure_encoder
 from .choose import choose
 from .machines import machine_for
+from .plans import traits_of
+from .state import StateFolder
 from .verdict import Rebuild
 from .verify import verify_files
 from .version import name_of, read_version, tokenizer_file
+from .warm import time_shapes, warm_up
 
 __all__ = ["LoadSettings", "LoadedClassifier", "load_classifier"]
 
-_log = logging.getLogger(__name__)
 # Beyond that a larger batch computes no more tokens a second, and the next waits longer for it.
 _BATCH_TOKENS_PER_THREAD, _LEAST_BATCH_TOKENS = 128, 256
+_GPU_LANES = 2  # one computes while the other's batch is filled in and copied
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +43,7 @@ class LoadSettings:
 
     Attributes:
         num_threads: Processor threads of the engine.
-        num_lanes: Batches that it computes side by side.
+        num_lanes: Batches that it computes side by side; 0 is what suits the engine.
         max_tokens: Longest input.
         max_batch: Most inputs of a batch.
         max_batch_tokens: Most padded tokens of a batch of several inputs; 0 is what keeps the
@@ -47,16 +51,18 @@ class LoadSettings:
         required: The backend that must run it; empty for any.
         machine: This one; None to look at it.
         cuda_binding: What drives CUDA for an engine on a GPU.
+        state_dir: Where what is found out about engines is kept; None for nowhere.
     """
 
     num_threads: int
-    num_lanes: int = 1
+    num_lanes: int = 0
     max_tokens: int = 0
     max_batch: int = 0
     max_batch_tokens: int = 0
     required: str = ""
     machine: Machine | None = None
     cuda_binding: str = "cuda-core"
+    state_dir: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +82,14 @@ class LoadedClassifier:
     grid: ShapeGrid
     latency: LatencyModel
     passed_over: tuple[str, ...]
+
+
+class _Ready(NamedTuple):
+    """An engine that may serve, its shapes, and seconds of those that were timed."""
+
+    engine: EncoderEngine
+    grid: ShapeGrid
+    seconds: Mapping[Shape, float]
 
 
 def load_classifier(
@@ -102,57 +116,47 @@ def load_classifier(
         check()
         verify_files(folder, [file])
     max_tokens = min(settings.max_tokens or manifest.limits.max_tokens, manifest.limits.max_tokens)
-    grid = _grid_of(manifest, settings, max_tokens)
     tokenizer = Tokenizer(folder / tokenizer_file(manifest), max_tokens)
 
-    def load(built: Engine) -> EncoderEngine:
+    def load(built: Engine) -> _Ready:
         for file in built.files:
             check()
             verify_files(folder, [file])
-        spec = _spec(folder / built.model, built, manifest, task, grid, settings)
+        on_gpu = computes_on_gpu(built.backend, settings.cuda_binding)
+        grid = _grid_of(manifest, settings, max_tokens, on_gpu=on_gpu)
+        model = folder / built.model
+        spec = _spec(model, built, manifest, task, grid, settings, on_gpu=on_gpu)
         engine = create_encoder(built.backend, spec)
         try:
             check()
-            warm_up(engine, grid, name, check)
+            warm_up(engine, grid, name, check, num_runs=2 if on_gpu else 1)
             prove(engine, manifest, built, tokenizer, grid)
+            if is_certified_elsewhere(built):
+                state = StateFolder(settings.state_dir)
+                certify_here(
+                    *(engine, built, built.certificate, manifest, state),
+                    lambda: measure_encoder(engine, grid, folder, manifest, check),
+                )
+            seconds = _measured(built, engine, on_gpu=on_gpu)
+            return _Ready(engine, grid, seconds or time_shapes(engine, grid, check))
         except BaseException:
             engine.close()
             raise
-        return engine
 
     machine = settings.machine or machine_for([manifest])
     rebuild = Rebuild(manifest.model, folder.parent.parent)
     choice = choose(manifest.engines, load, rebuild, machine, settings.required)
-    chosen = choice.built
-    measured = {Shape(r.batch, r.length): r.median_ms / 1e3 for r in chosen.latency}
+    ready = choice.loaded
     return LoadedClassifier(
         manifest=manifest,
         task=task,
         max_tokens=max_tokens,
-        chosen=chosen,
-        engine=choice.loaded,
+        chosen=choice.built,
+        engine=ready.engine,
         tokenizer=tokenizer,
-        grid=grid,
-        latency=LatencyModel(grid, measured),
+        grid=ready.grid,
+        latency=LatencyModel(ready.grid, ready.seconds),
         passed_over=choice.passed_over,
-    )
-
-
-def warm_up(
-    engine: EncoderEngine, grid: ShapeGrid, name: str, check: Callable[[], None] = lambda: None
-) -> None:
-    """Computes every shape once on every lane, so that no request pays for a compilation."""
-    began = perf_counter()
-    with ThreadPoolExecutor(len(engine.lanes)) as pool:
-        list(pool.map(lambda lane: _warm_up_lane(lane, grid, check), engine.lanes))
-    _log.info(
-        "%s: warmed up %d shapes (batch of 1 to %d, length %d to %d) in %.1f s",
-        name,
-        len(grid.shapes),
-        max(s.batch for s in grid.shapes),
-        grid.lengths[0],
-        grid.max_tokens,
-        perf_counter() - began,
     )
 
 
@@ -197,7 +201,10 @@ def _spec(
     task: ClassifyTask,
     grid: ShapeGrid,
     settings: LoadSettings,
+    *,
+    on_gpu: bool,
 ) -> EncoderSpec:
+    num_lanes = _GPU_LANES if on_gpu else default_lanes(settings.num_threads)
     return EncoderSpec(
         model=model,
         precision=built.precision,
@@ -206,17 +213,10 @@ def _spec(
         max_batch_tokens=max(s.num_tokens for s in grid.shapes),
         num_shapes=len(grid.shapes),
         num_threads=settings.num_threads,
-        num_lanes=settings.num_lanes,
+        num_lanes=settings.num_lanes or num_lanes,
         cuda_binding=settings.cuda_binding,
+        plan=traits_of(built.plan),
     )
-
-
-def _warm_up_lane(lane: EncoderLane, grid: ShapeGrid, check: Callable[[], None]) -> None:
-    row = [EncoderWork(0, 0, [1])]
-    for shape in grid.shapes:
-        check()
-        lane.start(row, shape)
-        lane.wait()
 
 
 def _ask(lane: EncoderLane, work: EncoderWork, shape: Shape) -> Logits:
@@ -225,11 +225,22 @@ def _ask(lane: EncoderLane, work: EncoderWork, shape: Shape) -> Logits:
     return logits
 
 
-def _grid_of(manifest: Manifest, settings: LoadSettings, max_tokens: int) -> ShapeGrid:
+def _measured(built: Engine, engine: EncoderEngine, *, on_gpu: bool) -> Mapping[Shape, float]:
+    """Seconds of every shape that the build timed; none that it timed where a GPU was not used."""
+    if on_gpu and engine.device != built.device:
+        return {}
+    return {Shape(row.batch, row.length): row.median_ms / 1e3 for row in built.latency}
+
+
+def _grid_of(
+    manifest: Manifest, settings: LoadSettings, max_tokens: int, *, on_gpu: bool
+) -> ShapeGrid:
     """The manifest's buckets, cut down to the lowered limits."""
     limits = manifest.limits
     max_batch = settings.max_batch or limits.max_batch
     busy = max(_LEAST_BATCH_TOKENS, _BATCH_TOKENS_PER_THREAD * settings.num_threads)
+    if on_gpu:  # what it takes is what keeps a GPU busy
+        busy = limits.max_batch_tokens
     budget = settings.max_batch_tokens or min(busy, limits.max_batch_tokens)
     buckets = []
     for bucket in manifest.buckets:

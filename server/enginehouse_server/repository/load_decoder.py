@@ -7,9 +7,10 @@ import logging
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from enginehouse_builder.manifest import DecoderEngine as BuiltDecoder
-from enginehouse_builder.manifest import GenerateTask, Manifest
+from enginehouse_builder.manifest import GenerateTask, Manifest, StepTime
 from enginehouse_server.engine.create import computes_on_gpu, create_decoder
 from enginehouse_server.engine.decoder import DecoderEngine, DecoderSpec, LayerGeometry
 from enginehouse_server.engine.machine import Machine
@@ -18,12 +19,17 @@ from enginehouse_server.errors import PlanMismatchError, RepositoryError
 from enginehouse_server.sampling import StructureCompiler
 from enginehouse_server.text import ChatTemplate, Vocabulary, read_chat_template
 
+from .certify import certify_here, is_certified_elsewhere
+from .certify_decoder import measure_decoder
 from .choose import choose
 from .machines import machine_for
+from .plans import traits_of
 from .prove_decoder import prove_decoder
+from .state import StateFolder
 from .verdict import Rebuild
 from .verify import verify_files
 from .version import name_of, read_version, tokenizer_file
+from .warm import time_steps, warm_up_decoder
 
 __all__ = ["DecoderSettings", "LoadedDecoder", "load_decoder"]
 
@@ -45,6 +51,7 @@ class DecoderSettings:
         required: The backend that must run it; empty for any.
         machine: This one; None to look at it.
         cuda_binding: What drives CUDA for an engine on a GPU.
+        state_dir: Where what is found out about engines is kept; None for nowhere.
     """
 
     num_threads: int
@@ -55,23 +62,33 @@ class DecoderSettings:
     required: str = ""
     machine: Machine | None = None
     cuda_binding: str = "cuda-core"
+    state_dir: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedDecoder:
     """A version that answers as certified; the engine's limits are those that count here.
 
-    `passed_over` says of better engines why they do not serve.
+    `step_times` are the build's, or where it could not run the engine those of here; `passed_over`
+    says of better engines why they do not serve.
     """
 
     manifest: Manifest
     task: GenerateTask
     chosen: BuiltDecoder
     engine: DecoderEngine
+    step_times: tuple[StepTime, ...]
     vocabulary: Vocabulary
     template: ChatTemplate | None
     structures: StructureCompiler | None
     passed_over: tuple[str, ...]
+
+
+class _Ready(NamedTuple):
+    """An engine that may serve, and what its steps take."""
+
+    engine: DecoderEngine
+    step_times: tuple[StepTime, ...]
 
 
 def load_decoder(
@@ -100,23 +117,35 @@ def load_decoder(
     vocabulary, template = Vocabulary(file), read_chat_template(file.parent)
     structures = _structures(file, task, name)
 
-    def load(built: BuiltDecoder) -> DecoderEngine:
+    def load(built: BuiltDecoder) -> _Ready:
         for listed in built.files:
             check()
             verify_files(folder, [listed])
         check()
-        engine = create_decoder(built.backend, _spec(folder, manifest, built, task, settings))
+        on_gpu = computes_on_gpu(built.backend, settings.cuda_binding)
+        spec = _spec(folder, manifest, built, task, settings, on_gpu=on_gpu)
+        engine = create_decoder(built.backend, spec)
         try:
+            if on_gpu:
+                warm_up_decoder(engine, name, check)
             prove_decoder(engine, built, name)
+            if is_certified_elsewhere(built):
+                state = StateFolder(settings.state_dir)
+                certify_here(
+                    *(engine, built, built.certificate, manifest, state),
+                    lambda: measure_decoder(engine, folder, manifest, check),
+                )
+            is_timed = bool(built.step_times) and engine.device == built.device
+            times = time_steps(engine, check) if on_gpu and not is_timed else built.step_times
+            return _Ready(engine, times)
         except BaseException:
             engine.close()
             raise
-        return engine
 
     machine = settings.machine or machine_for([manifest])
     rebuild = Rebuild(manifest.model, folder.parent.parent)
     choice = choose(manifest.decoders, load, rebuild, machine, settings.required)
-    limits = choice.loaded.limits
+    limits = choice.loaded.engine.limits
     _log.info(
         "%s: the cache holds %d tokens in %d blocks; up to %d sequences of up to %d tokens",
         name,
@@ -129,7 +158,8 @@ def load_decoder(
         manifest=manifest,
         task=task,
         chosen=choice.built,
-        engine=choice.loaded,
+        engine=choice.loaded.engine,
+        step_times=choice.loaded.step_times,
         vocabulary=vocabulary,
         template=template,
         structures=structures,
@@ -152,10 +182,11 @@ def _spec(
     chosen: BuiltDecoder,
     task: GenerateTask,
     settings: DecoderSettings,
+    *,
+    on_gpu: bool,
 ) -> DecoderSpec:
     limits = manifest.limits
     name, weights = name_of(manifest), sum(file.size_bytes for file in chosen.files)
-    on_gpu = computes_on_gpu(chosen.backend, settings.cuda_binding)
     return DecoderSpec(
         model=folder / chosen.model,
         precision=chosen.precision,
@@ -165,10 +196,12 @@ def _spec(
         max_tokens=_lowered(limits.max_tokens, settings.max_tokens),
         max_step_tokens=_lowered(limits.max_batch_tokens, settings.max_step_tokens),
         max_sequences=_lowered(limits.max_batch, settings.max_running),
+        # An engine on a GPU takes a share of that one's memory, not of the host's.
         cache_bytes=settings.cache_bytes or (0 if on_gpu else _default_cache_bytes(weights, name)),
         num_threads=settings.num_threads,
         attention=chosen.attention,
         cuda_binding=settings.cuda_binding,
+        plan=traits_of(chosen.plan),
     )
 
 

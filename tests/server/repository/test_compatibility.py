@@ -167,7 +167,7 @@ def test_an_older_runtime_than_the_certified_is_a_note(here: str, is_noted: bool
 def test_a_plan_that_no_gpu_has_run_yet_is_noted() -> None:
     verdict = judge(engine_of("tensorrt", plan_of(certified="lowered")), GPU_MACHINE, REBUILD)
     assert verdict.runs
-    assert "its probes decide when it is loaded" in verdict.notes[0]
+    assert "its first load here certifies it" in verdict.notes[0]
 
 
 def test_the_gpu_comes_before_the_processor_and_openvino_before_onnxruntime_there() -> None:
