@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from enginehouse_server.engine.base import EncoderEngine, EncoderSpec, Precision
+from enginehouse_server.engine.base import EncoderEngine, EncoderSpec, PlanTraits, Precision
 from enginehouse_server.engine.create import BACKENDS, create_encoder
 from enginehouse_server.errors import EnginehouseError
 
@@ -21,7 +21,7 @@ class EngineFile:
     """What an engine is opened from.
 
     Attributes:
-        model: The ONNX file.
+        model: The ONNX file, or the plan.
         precision: Arithmetic.
         inputs: Names of the graph's inputs.
         pad_id: Token that fills a row up.
@@ -29,6 +29,7 @@ class EngineFile:
         num_threads: Processor threads of all lanes together.
         num_lanes: Batches that can compute side by side; one has all threads to itself.
         backend: What runs it.
+        plan: Of a compiled plan; None of a graph.
     """
 
     model: Path
@@ -39,6 +40,7 @@ class EngineFile:
     num_threads: int
     num_lanes: int = 1
     backend: str = BACKENDS[0]
+    plan: PlanTraits | None = None
 
 
 def opened(file: EngineFile) -> AbstractContextManager[EncoderEngine]:
@@ -74,6 +76,7 @@ def _spec(file: EngineFile) -> EncoderSpec:
         num_shapes=_NUM_SHAPES,
         num_threads=file.num_threads,
         num_lanes=file.num_lanes,
+        plan=file.plan,
     )
 
 

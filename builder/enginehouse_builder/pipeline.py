@@ -43,7 +43,7 @@ def build(spec: BuildSpec, display: Display) -> Published:
     """
     host = probe_host(spec.target)
     targets = targets_of(spec.target, spec.precision, host, spec.command).for_task(spec.task)
-    devices = described(targets.chosen)
+    devices = described(targets.chosen, host)
     check(spec)
     check_targets(targets.chosen, host, devices, spec.cache_precision)
     samples = read_samples(spec.samples)

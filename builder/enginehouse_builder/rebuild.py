@@ -96,7 +96,7 @@ def rebuild(spec: RebuildSpec, display: Display) -> Published:
             "use; name a --target to make one again"
         )
         return Published(folder, manifest)
-    devices = described(chosen)
+    devices = described(chosen, host)
     check_targets(chosen, host, devices, spec.cache_precision)
     check_repository(spec.repository)
     times: list[StageTime] = []

@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from enginehouse_server.engine.create import describe
 from enginehouse_server.engine.decoder import CachePrecision
 from enginehouse_server.engine.device import Device
 from enginehouse_server.engine.gpus import find_gpus
 from enginehouse_server.engine.machine import probe_machine
-from enginehouse_server.errors import PlanMismatchError
+from enginehouse_server.errors import DeviceError, PlanMismatchError
 
 from .cache_precision import check_cache_precision
 from .errors import SpecError
@@ -47,8 +48,10 @@ def check_numbers(numbers: Mapping[str, int | None]) -> None:
             raise SpecError(f"{option} is {number}, but must be at least 1")
 
 
-def described(targets: Sequence[Target]) -> dict[str, Device]:
+def described(targets: Sequence[Target], host: Host) -> dict[str, Device]:
     """What runs engines here: that of each target, and what stands for plans.
+
+    Plans run where there is a GPU that can be opened; where not, they are compiled all the same.
 
     Raises:
         SpecError: What must run is not installed.
@@ -59,11 +62,15 @@ def described(targets: Sequence[Target]) -> dict[str, Device]:
     if not wanted & set(_ONNX_BACKENDS):
         wanted.add(_ONNX_BACKENDS[0])
     try:
-        return {backend: describe(backend) for backend in _ONNX_BACKENDS if backend in wanted}
+        found = {backend: describe(backend) for backend in _ONNX_BACKENDS if backend in wanted}
     except PlanMismatchError as error:
         raise SpecError(
             f"--target {' '.join(t.name for t in targets)}: certificates need it: {error}"
         ) from error
+    for backend in {target.backend for target in targets if target.is_plan and host.capability}:
+        with suppress(PlanMismatchError, DeviceError):
+            found[backend] = describe(backend)
+    return found
 
 
 def check_targets(

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from enginehouse_builder.errors import CertificateError
-from enginehouse_builder.manifest import Certificate, ClassifyTask, Limits, Probe
+from enginehouse_builder.manifest import Bucket, Certificate, ClassifyTask, Limits, Probe
 from enginehouse_server.engine.base import EncoderEngine, Logits, Precision, TokenRow
 
 from .answers import answer_alone, answer_batches, equal_length_batches, mixed_batches
 from .compare import Comparison, compare
 from .reference_file import ReferenceAnswer, ReferenceFile
+from .served import ServedLane
 from .tolerance import TOLERANCES, Tolerance
 
 __all__ = ["Certified", "Judged", "certify"]
@@ -30,12 +31,14 @@ class Judged:
         task: What its logits mean, and which texts may share a batch.
         limits: What a batch may hold.
         stands_for: What it is run in place of, in words; empty where it is the engine itself.
+        buckets: The only shapes that it takes; none where it takes any.
     """
 
     precision: Precision
     task: ClassifyTask
     limits: Limits
     stands_for: str = ""
+    buckets: tuple[Bucket, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,7 @@ def certify(
     """
     exact = np.array([answer.logits for answer in reference.answers], np.float32)
     _check_samples(exact, judged)
-    lane = engine.lanes[0]
+    lane = ServedLane(engine.lanes[0], judged.buckets) if judged.buckets else engine.lanes[0]
     is_invariant = judged.task.padding == "invariant"
     batches = mixed_batches if is_invariant else equal_length_batches
     alone = answer_alone(lane, rows)

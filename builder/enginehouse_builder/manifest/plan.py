@@ -50,9 +50,9 @@ class Plan:
         profiles: In the plan's own order.
         slot_tokens: Tokens of a row of a decoder's cache; 0 of an encoder.
         device_bytes: Least memory of the GPU: weights, activations, and one slot or batch.
-        certified: What ran it when it was certified: "runtime" its own, on a GPU; "lowered" the
-            same graph on ONNX Runtime, as there was no such GPU: its first load on one certifies
-            it.
+        certified: What ran it when it was certified: "runtime" its own, on the engine's device;
+            "lowered" the same graph on ONNX Runtime, as there was no such GPU. The first load on
+            another device certifies it there.
     """
 
     flavour: Literal["tensorrt", "tensorrt-rtx"]

@@ -1,7 +1,7 @@
 """The stages that make a plan: the graph in its types, the plan, and what stands for it here.
 
-A plan is not run where it is built: its certificate is that of the same graph on ONNX Runtime,
-lowered to TensorRT's operators, which have bodies there, in the same types.
+Where a plan does not run, its certificate is that of the same graph on ONNX Runtime, lowered to
+TensorRT's operators, which have bodies there, in the same types.
 """
 
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -15,7 +15,7 @@ from enginehouse_builder.errors import CompileError
 from enginehouse_builder.manifest import Plan
 from enginehouse_builder.targets import Target
 from enginehouse_server.engine.ahead import PlanOrder, compile_graph, lower_graph
-from enginehouse_server.engine.base import Precision
+from enginehouse_server.engine.base import PlanTraits, Precision
 from enginehouse_server.engine.graph import HalfPrecision, to_half, to_rounding
 from enginehouse_server.engine.tensorrt import PlanReport
 from enginehouse_server.errors import EnginehouseError
@@ -121,6 +121,20 @@ class EngineModel:
     key: str
     plan: Plan | None = None
     stand_in: StandIn | None = None
+
+    @property
+    def here(self) -> Path:
+        """What is opened here: the engine's own, or what stands for it."""
+        return self.stand_in.model if self.stand_in else self.file
+
+    @property
+    def traits(self) -> PlanTraits | None:
+        """What has to be known of a plan that is opened here; None where none is."""
+        plan = self.plan
+        if plan is None or self.stand_in is not None:
+            return None
+        roles = tuple(profile.role for profile in plan.profiles)
+        return PlanTraits(plan.version, plan.compute_capabilities, roles, plan.device_bytes)
 
 
 def run_types(

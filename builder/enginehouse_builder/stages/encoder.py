@@ -148,7 +148,9 @@ def run_measure(place: Workplace, graph: Graph, buckets: Sequence[Bucket]) -> Re
     )
 
     def make(_: Path) -> Latencies:
-        served = replace(file, num_lanes=default_lanes(file.num_threads))
+        # Lanes of a GPU share no threads: one is as fast beside others that are idle.
+        num_lanes = 1 if file.plan else default_lanes(file.num_threads)
+        served = replace(file, num_lanes=num_lanes)
         with opened(served) as engine:
             return Latencies(measure(engine.lanes[0], buckets, Budget()))
 

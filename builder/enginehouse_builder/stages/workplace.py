@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 
 from enginehouse_builder.cache import Cache
 from enginehouse_builder.host import Host
-from enginehouse_builder.manifest import from_json, to_json
+from enginehouse_builder.manifest import Plan, from_json, to_json
 from enginehouse_builder.memory import give_back_memory
 from enginehouse_builder.targets import Target
 from enginehouse_server.engine.device import Device
@@ -69,7 +69,7 @@ class Workplace:
         cache: Keeps results.
         host: This machine.
         targets: What engines are made for, better ones first.
-        devices: What runs engines here, by backend.
+        devices: What runs engines here, by backend; of plans, where they can run at all.
         num_threads: Processor threads.
         compiling: How plans are compiled.
     """
@@ -85,6 +85,10 @@ class Workplace:
     def proving_backend(self) -> str:
         """What runs the canonical graph in fp32 here, where that has to be tried."""
         return next((b for b in _PROVING if b in self.devices), _PROVING[0])
+
+    def runs(self, plan: Plan) -> bool:
+        """Whether a plan can be run here, and not only be compiled."""
+        return plan.flavour in self.devices and self.host.capability in plan.compute_capabilities
 
     def run(self, stage: str, key: str, kind: type[T], make: Callable[[Path], T]) -> "Result[T]":
         """The stage's result, from the cache or made."""

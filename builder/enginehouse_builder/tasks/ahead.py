@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -83,7 +84,7 @@ def compiled(
     order: PlanOrder,
     inputs: Sequence[Tensor],
 ) -> EngineModel:
-    """The plan of a target, and what is certified in its place, also where it could run.
+    """The plan of a target, and where it does not run here what is certified in its place.
 
     Args:
         building: The build.
@@ -102,6 +103,8 @@ def compiled(
         plan = _plan(order, made.value, graph, inputs)
         file = made.folder / PLAN_FILE
         stage.result = f"{target.name} {target.precision}: {_said(made.value, plan)}{made.note}"
+        if place.runs(plan):
+            return EngineModel(file, made.key, replace(plan, certified="runtime"))
         stand_in = run_stand_in(place, graph, order, stage.report)
         building.took("compile", stand_in)
     words = f" in place of {plan.flavour} {plan.version}: the lowered graph {_how(graph)}"

@@ -7,7 +7,7 @@ from pathlib import Path
 from enginehouse_builder.cache_precision import cache_precision_of
 from enginehouse_builder.certify import CertifiedDecoder
 from enginehouse_builder.display import StageDisplay
-from enginehouse_builder.errors import CertificateError
+from enginehouse_builder.errors import BuildError, CertificateError
 from enginehouse_builder.quantize import WeightPrecision
 from enginehouse_builder.sources import DecoderSource
 from enginehouse_builder.stages import MODEL_FILE, Result
@@ -98,7 +98,7 @@ class _Decoders:
             made = as_graph(self._building, target, graph)
         limits = self._source.limits
         spec = DecoderSpec(
-            model=made.stand_in.model if made.stand_in else made.file,
+            model=made.here,
             precision=target.precision,
             cache_precision=cache_precision,
             layers=self._layers,
@@ -109,13 +109,14 @@ class _Decoders:
             cache_bytes=0,
             num_threads=self._building.place.num_threads,
             attention=attention,
+            plan=made.traits,
         )
         return DecoderGraph(target, spec, made, self._source.task.is_mixture)
 
     def certify(self, graphs: Sequence[DecoderGraph]) -> Verdicts[Result[CertifiedDecoder]]:
         """Each engine's certificate, or why it has none."""
         building, reference = self._building, self._source.reference
-        verdicts: list[Result[CertifiedDecoder] | CertificateError] = []
+        verdicts: list[Result[CertifiedDecoder] | BuildError] = []
         said = []
         with building.stage("certify") as stage:
             proof = self._convert(stage, graphs)
@@ -125,9 +126,11 @@ class _Decoders:
                 stage.report(f"going on with {count} prompts at once on {name}")
                 try:
                     found = run_certify(building.place, graph, reference)
-                except CertificateError as error:
+                except BuildError as error:
                     verdicts.append(error)
-                    said.append((name, "does not go on as the original"))
+                    is_other = isinstance(error, CertificateError)
+                    words = "does not go on as the original" if is_other else "does not run"
+                    said.append((name, words))
                     continue
                 verdicts.append(found)
                 said.append((name, _verdict(found.value) + found.note))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from enginehouse_builder.certify import Certified, Judged
 from enginehouse_builder.engine_file import EngineFile
-from enginehouse_builder.errors import CertificateError
+from enginehouse_builder.errors import BuildError, CertificateError
 from enginehouse_builder.manifest import ClassifyTask
 from enginehouse_builder.quantize import EightBits
 from enginehouse_builder.sources import EncoderSource
@@ -83,10 +83,9 @@ def _graph(building: Building, source: EncoderSource, target: Target) -> Graph:
         made = compiled(building, target, graph, order, source.inputs)
     else:
         made = as_graph(building, target, graph)
-    here = made.stand_in.model if made.stand_in else made.file
     backend = STAND_IN_BACKEND if made.stand_in else target.backend
-    file = graph_file(building, source, here, backend)
-    return Graph(target, replace(file, precision=target.precision), made)
+    file = graph_file(building, source, made.here, backend)
+    return Graph(target, replace(file, precision=target.precision, plan=made.traits), made)
 
 
 def _rounded(building: Building, source: EncoderSource, precision: EightBits) -> tuple[Path, str]:
@@ -105,19 +104,21 @@ def _rounded(building: Building, source: EncoderSource, precision: EightBits) ->
 def _certified(
     building: Building, source: EncoderSource, graphs: Sequence[Graph]
 ) -> Verdicts[Result[Certified]]:
-    verdicts: list[Result[Certified] | CertificateError] = []
+    verdicts: list[Result[Certified] | BuildError] = []
     said = []
     with building.stage("certify") as stage:
         for graph in graphs:
             name = graph.target.name
             stage.report(f"running {name} on {len(source.rows)} samples, alone and in batches")
             words = graph.model.stand_in.words if graph.model.stand_in else ""
-            judged = Judged(graph.target.precision, source.task, source.limits, words)
+            buckets = source.buckets if graph.file.plan else ()
+            judged = Judged(graph.target.precision, source.task, source.limits, words, buckets)
             try:
                 found = run_certify(building.place, graph, judged, source.rows, source.reference)
-            except CertificateError as error:
+            except BuildError as error:
                 verdicts.append(error)
-                said.append((name, "not as the original"))
+                is_other = isinstance(error, CertificateError)
+                said.append((name, "not as the original" if is_other else "does not run"))
                 continue
             verdicts.append(found)
             said.append((name, _verdict(found.value, source.task) + found.note))

@@ -28,7 +28,7 @@ class Made(Protocol):
 
 G = TypeVar("G", bound=Made)
 C = TypeVar("C")
-Verdicts = Sequence[C | CertificateError]
+Verdicts = Sequence[C | BuildError]
 
 
 def prove(
@@ -61,7 +61,7 @@ def prove(
                 left_out.append(error)
         pending = []
         for engine, verdict in zip(made, certify(made) if made else [], strict=True):
-            if not isinstance(verdict, CertificateError):
+            if not isinstance(verdict, BuildError):
                 proven.append((engine, verdict))
                 continue
             again = _again(building, engine.target, task, verdict)
@@ -75,8 +75,10 @@ def prove(
     return sorted(proven, key=lambda found: BACKENDS.index(found[0].target.backend))
 
 
-def _again(building: Building, target: Target, task: str, error: CertificateError) -> Target | None:
+def _again(building: Building, target: Target, task: str, error: BuildError) -> Target | None:
     """The target in the precision that is tried next, if there is one."""
+    if not isinstance(error, CertificateError):
+        return None  # it did not run at all
     precision = retry_of(target.backend, target.capabilities, target.precision, task)
     device = building.place.devices.get(target.backend)
     if precision is None or (device is not None and not device.has_bf16):

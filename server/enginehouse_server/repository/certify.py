@@ -1,8 +1,9 @@
-"""Certifies an engine on this machine that could not run where it was built.
+"""Certifies a plan on this machine that did not run on such a device where it was built.
 
-Its certificate is of the same graph on another runtime. The version's reference file has the
-original's own answers, so no transformers is needed to find out how far the engine is from them; at
-most what its certificate allows. The result is kept, so that it is found out once.
+Its certificate is of the same graph on another runtime, or of another device. The version's
+reference file has the original's own answers, so no transformers is needed to find out how far the
+engine is from them; at most what its certificate allows. The result is kept, so that it is found
+out once.
 """
 
 import logging
@@ -42,9 +43,10 @@ class Deviation(NamedTuple):
     error: float
 
 
-def is_certified_elsewhere(built: BuiltEngine) -> bool:
-    """Whether an engine's certificate is that of another runtime."""
-    return built.plan is not None and built.plan.certified == "lowered"
+def is_certified_elsewhere(built: BuiltEngine, device: str) -> bool:
+    """Whether the certificate of a plan that runs on a device is of another device or runtime."""
+    plan = built.plan
+    return plan is not None and (plan.certified == "lowered" or built.device != device)
 
 
 def certify_here(
@@ -60,7 +62,7 @@ def certify_here(
     Args:
         engine: Loaded and warm.
         built: What the manifest says of it.
-        certificate: Of the other runtime.
+        certificate: Of the other runtime or device.
         manifest: Of the version.
         state: Where the result is kept.
         measure: Finds out; not called where it is known.

@@ -131,7 +131,7 @@ def load_classifier(
             check()
             warm_up(engine, grid, name, check, num_runs=2 if on_gpu else 1)
             prove(engine, manifest, built, tokenizer, grid)
-            if is_certified_elsewhere(built):
+            if is_certified_elsewhere(built, engine.device):
                 state = StateFolder(settings.state_dir)
                 certify_here(
                     *(engine, built, built.certificate, manifest, state),

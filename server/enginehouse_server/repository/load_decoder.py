@@ -129,7 +129,7 @@ def load_decoder(
             if on_gpu:
                 warm_up_decoder(engine, name, check)
             prove_decoder(engine, built, name)
-            if is_certified_elsewhere(built):
+            if is_certified_elsewhere(built, engine.device):
                 state = StateFolder(settings.state_dir)
                 certify_here(
                     *(engine, built, built.certificate, manifest, state),
