@@ -14,7 +14,7 @@ from enginehouse_server.engine.decoder import DecoderEngine, StepItem
 from enginehouse_server.engine.graph.floats import to_half
 from tests.conftest import Checkpoint, Decoder
 from tests.fixtures.driving import run_step
-from tests.server.engine.test_encoders import Row
+from tests.fixtures.sums import Row
 
 pytestmark = pytest.mark.gpu("onnxruntime")
 
