@@ -6,10 +6,16 @@ REPOSITORY ?= $(or $(ENGINEHOUSE_REPOSITORY),repository)
 export ENGINEHOUSE_REPOSITORY := $(REPOSITORY)
 export PATH := $(BIN):$(PATH)
 PROTOS := proto/enginehouse/v1/*.proto
+# Tests and benchmarks of a GPU have an environment of their own: onnxruntime-gpu and onnxruntime
+# overwrite each other's files. GPU_PYTHON=… takes an interpreter as it is instead.
+GPU_VENV ?= .venv-gpu
+HAS_DRIVER := $(shell command -v nvidia-smi || ldconfig -p 2>/dev/null | grep -m1 libcuda.so.1)
+GPU_RUN = $(or $(GPU_PYTHON),$(if $(HAS_DRIVER),$(abspath $(GPU_VENV)),$(abspath $(VENV)))/bin/python)
+SOURCES = proto:server:builder:clients/python
 SITE = $$($(BIN)/python -c "import google.rpc, os; print(os.path.dirname(os.path.dirname(list(google.rpc.__path__)[0])))")
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-all build-engine loadtest bench check lint format typecheck proto proto-check wheel clean
+.PHONY: help install install-gpu serve test test-all test-gpu build-engine loadtest bench bench-gpu check lint format typecheck proto proto-check wheel clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
@@ -40,6 +46,24 @@ test: install ## Run every test that fits a laptop
 
 test-all: install ## Run every test, all architectures and precisions
 	$(BIN)/python -m pytest $(ARGS)
+
+# Where there is no driver, what is installed says what could not run and why; it ends with 5.
+test-gpu: $(if $(GPU_PYTHON),,$(if $(HAS_DRIVER),install-gpu,install)) ## Test on an NVIDIA GPU, and say what could not run and why
+	PYTHONPATH=$(SOURCES):$$PYTHONPATH $(GPU_RUN) -m pytest -m gpu tests/gpu $(ARGS)
+
+bench-gpu: $(if $(GPU_PYTHON),,$(if $(HAS_DRIVER),install-gpu)) ## Measure on an NVIDIA GPU beside transformers on torch (ARGS="--only classify-base")
+	PYTHONPATH=$(SOURCES):$$PYTHONPATH $(if $(or $(GPU_PYTHON),$(HAS_DRIVER)),$(GPU_RUN),$(PYTHON)) -m bench.gpu $(ARGS)
+
+install-gpu: $(GPU_VENV)/.installed ## Install everything with what NVIDIA GPUs need into .venv-gpu
+
+# What only NVIDIA's index or a compiler can give is left out where there is none; the tests say so.
+$(GPU_VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(GPU_VENV)
+	$(GPU_VENV)/bin/pip install --quiet --upgrade "pip>=25.1"
+	$(GPU_VENV)/bin/pip install --quiet --editable ".[builder,cuda,tensorrt-rtx,loadtest]" --group dev
+	-$(GPU_VENV)/bin/pip install --quiet "tensorrt>=11.4,<12"
+	-$(GPU_VENV)/bin/pip install --quiet "pycuda>=2026.1"
+	touch $@
 
 bench: install ## Measure the server against the floor and a naive server (ARGS="--only minilm")
 	$(BIN)/python -m bench $(ARGS)
@@ -77,4 +101,4 @@ wheel: install ## Build the wheel and try it in a clean environment
 	rm -rf dist/venv
 
 clean: ## Remove what was generated, the engine repository excepted
-	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(GPU_VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -13,6 +13,12 @@ REPOSITORY = FOLDER / "repository"
 
 _SHAPES: dict[str, dict[str, Any]] = {
     "base": {},  # the defaults of BertConfig are those of BERT-base
+    "large": {  # that of BERT-large
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "intermediate_size": 4096,
+    },
     "minilm": {
         "hidden_size": 384,
         "num_hidden_layers": 6,
@@ -34,6 +40,19 @@ DECODER_SHAPES: dict[str, dict[str, Any]] = {
         "rope_theta": 1e6,
         "tie_word_embeddings": True,
     },
+    "llama8b": {  # that of Llama-3.1-8B
+        "model_type": "llama",
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "intermediate_size": 14336,
+        "vocab_size": 128256,
+        "max_position_embeddings": 8192,
+        "rope_theta": 5e5,
+        "tie_word_embeddings": False,
+    },
     "small": {  # for trying out
         "hidden_size": 384,
         "num_hidden_layers": 6,
@@ -51,17 +70,24 @@ DECODER_SHAPES: dict[str, dict[str, Any]] = {
 _DECODER_FLAGS = ("--max-tokens", "1024", "--certify-minutes", "0")
 
 
-def build_model(shape: str, precision: str) -> Path:
+def build_model(shape: str, precision: str, target: str = "openvino", *more: str) -> Path:
     """The folder of a version of the shape with random weights, or of the demo, in that precision.
 
     The words' vocabulary is real, so that texts have the lengths that they say.
+
+    Args:
+        shape: Of the model.
+        precision: Of its engine.
+        target: What the engine is for.
+        more: Further flags of the build.
     """
-    name = f"{shape}-{precision}"
+    on = "" if target == "openvino" else f"-{target.replace(':', '-')}"
+    name = f"{shape}-{precision}{on}"
     shutil.rmtree(REPOSITORY / name, ignore_errors=True)  # an identical build takes seconds
     print(f"building {name}", flush=True)
     flags = _DECODER_FLAGS if shape in DECODER_SHAPES else ()
     model = ("--model", checkpoint_of(shape), "--name", name)
-    _run("build", *model, "--precision", precision, *flags)
+    _run("build", *model, "--target", f"{target}={precision}", *flags, *more)
     return REPOSITORY / name / "1"
 
 
@@ -80,19 +106,22 @@ def checkpoint_of(shape: str) -> Path:
     if not (folder / "tokenizer.json").exists():  # the last file that is written
         import torch
         from transformers import (
+            AutoConfig,
+            AutoModelForCausalLM,
             AutoTokenizer,
             BertConfig,
             BertForSequenceClassification,
-            Qwen3Config,
-            Qwen3ForCausalLM,
         )
 
         from enginehouse_builder.demo.classifier import encoder_folder
 
         torch.manual_seed(0)
         if shape in DECODER_SHAPES:
-            decoder = Qwen3Config(**DECODER_SHAPES[shape])
-            Qwen3ForCausalLM(decoder).save_pretrained(folder)
+            traits = {"model_type": "qwen3", **DECODER_SHAPES[shape]}
+            decoder = AutoConfig.for_model(**traits)
+            # A large one in the type that it is published in: half the file.
+            dtype = torch.bfloat16 if shape == "llama8b" else torch.float32
+            AutoModelForCausalLM.from_config(decoder, dtype=dtype).save_pretrained(folder)
         else:
             config = BertConfig(**_SHAPES[shape])
             config.num_labels = 8

@@ -22,6 +22,7 @@ from enginehouse_server.engine.onnxruntime.device import check_installed, descri
 from enginehouse_server.engine.onnxruntime.elements import BF16, FP16, FP32, Element, to_fp32
 from enginehouse_server.engine.onnxruntime.memory import CudaMemory
 from enginehouse_server.engine.onnxruntime.place import Place, cpu_place, cuda_place
+from enginehouse_server.engine.onnxruntime.session import BoundSession, open_session
 from enginehouse_server.errors import DeviceError, DeviceLostError, PlanMismatchError
 from tests.conftest import Decoder
 from tests.fixtures.cuda_double import CudaDouble
@@ -99,6 +100,44 @@ def test_a_lost_device_is_told_from_a_failed_batch(
         lane.start([Row([1])], Shape(1, 4))
         with pytest.raises(DeviceLostError, match="CUDA_ERROR_ILLEGAL_ADDRESS"):
             lane.wait()
+
+
+class _Uncapturable:
+    """A session that refuses to be captured, and runs otherwise."""
+
+    def __init__(self, session: ort.InferenceSession) -> None:
+        self._session, self.graphs = session, list[str]()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._session, name)
+
+    def run_with_iobinding(self, binding: ort.IOBinding, options: ort.RunOptions) -> None:
+        self.graphs.append(options.get_run_config_entry("gpu_graph_id"))
+        if self.graphs[-1] == "3":
+            raise RuntimeError("operation not permitted when stream is capturing")
+        self._session.run_with_iobinding(binding, options)
+
+
+def test_what_cannot_be_captured_is_launched_piece_by_piece(
+    device: CudaDouble,
+    spec: EncoderSpec,  # noqa: F811
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    place = place_on(device, has_graphs=True)
+    opened = open_session(spec.model, 1, place)
+    real = _Uncapturable(ort.InferenceSession(str(spec.model), providers=[place.provider]))
+    session = BoundSession(real, place, has_graphs=opened.has_graphs)
+    ids = np.ones((1, 4), np.int64)
+    found = np.zeros((1, 3), np.float32)
+    for name in spec.inputs:
+        session.bind_input(name, ids.shape, ids.ctypes.data)
+    session.bind_output("logits", found.shape, found.ctypes.data)
+    for graph in (3, 3, 5, None):
+        session.run("a batch", graph)
+    assert real.graphs == ["3", "-1", "-1", "5", "-1"]
+    np.testing.assert_allclose(found[0], expected(Row([1] * 4)), atol=1e-3)
+    assert "cannot be captured" in caplog.text
+    place.close()
 
 
 def test_a_runtime_s_own_words_for_a_lost_device_are_understood(device: CudaDouble) -> None:

@@ -157,6 +157,21 @@ class OnnxRuntimeDecoder:
         self._decode_logits: Shared | None = None  # at one address, for captured graphs
         self._scores: Shared | None = None
         self._num_scores = 0
+        self._capture()
+
+    def _capture(self) -> None:
+        """Captures a step of each number of sequences, on slots that hold nothing.
+
+        Now: while one is captured, another thread of the process that asks CUDA for memory would
+        spoil it, and models are loaded one after the other.
+        """
+        if self._session is None or not self._session.has_graphs:
+            return
+        slots = range(self.limits.num_blocks)
+        for count in range(1, self.limits.max_sequences + 1):
+            self.start([StepItem([slot], 0, [0]) for slot in slots[:count]])
+            self.wait()
+        self.clear_blocks(slots)
 
     def _run(self, work: _Work) -> Logits:
         step, first_row, graph = work

@@ -142,7 +142,7 @@ def cuda_place(device: CudaDevice, precision: Precision) -> Place:
             "device_id": "0",
             "user_compute_stream": str(memory.stream),
             # Products of fp32 numbers in 10 bits of mantissa are for those who ask for them.
-            "use_tf32": "0" if precision == "fp32" else "1",
+            "use_tf32": "1" if precision == "tf32" else "0",
             "arena_extend_strategy": "kSameAsRequested",
         },
         has_graphs=True,

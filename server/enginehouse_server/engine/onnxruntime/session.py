@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from enginehouse_server.errors import DeviceLostError, PlanMismatchError
+from enginehouse_server.errors import DeviceError, DeviceLostError, PlanMismatchError
 
 from .device import CUDA
 from .elements import ELEMENTS
@@ -36,6 +36,8 @@ class BoundSession:
         self.outputs = {o.name: ELEMENTS[o.type] for o in session.get_outputs()}
         self._binding = session.io_binding()
         self._options: dict[int, ort.RunOptions] = {}
+        self._captured: set[int] = set()  # numbers of graphs that ran
+        self._uncaptured: set[int] = set()  # and of those that could not be captured
 
     def width_of(self, output: str) -> int | None:
         """The last dimension of an output; None if only a run would tell."""
@@ -69,9 +71,22 @@ class BoundSession:
         Raises:
             DeviceError: It failed.
         """
-        number = _NOT_CAPTURED if graph is None or not self.has_graphs else graph
+        captures = graph is not None and self.has_graphs and graph not in self._uncaptured
+        number = graph if captures and graph is not None else _NOT_CAPTURED
         try:
-            self._session.run_with_iobinding(self._binding, self._options_of(number))
+            self._run(number, what)
+        except DeviceError as error:
+            if number in (_NOT_CAPTURED, *self._captured) or isinstance(error, DeviceLostError):
+                raise
+            _log.warning("%s is launched piece by piece: it cannot be captured (%s)", what, error)
+            self._uncaptured.add(number)
+            self._run(_NOT_CAPTURED, what)
+        else:
+            self._captured.add(number)
+
+    def _run(self, graph: int, what: str) -> None:
+        try:
+            self._session.run_with_iobinding(self._binding, self._options_of(graph))
         except Exception as error:  # it has a class for every kind, none in common
             raise self._place.failure(error, what) from error
 
