@@ -1,19 +1,21 @@
-"""The protocol's comments name the limits that requests are checked against."""
+"""The protocol's comments and the operator's page name the limits that are checked."""
 
 from pathlib import Path
 
 import pytest
 
-from enginehouse_server.rpc import convert_generate
+from enginehouse_server.rpc import convert_generate, streaming
 from enginehouse_server.tasks import generate_checks as checks
+from enginehouse_server.text import chat
 
-TEXT = (Path(__file__).parents[1] / "proto/enginehouse/v1/generate.proto").read_text("utf-8")
+ROOT = Path(__file__).parents[1]
+PROTOCOL = ROOT / "proto/enginehouse/v1"
 
 
-def _comment(field: str) -> str:
-    """What stands right above a field."""
-    lines = TEXT.splitlines()
-    place = next(i for i, line in enumerate(lines) if f" {field} = " in line)  # the first
+def _comment(of: str, file: str = "generate.proto") -> str:
+    """What stands right above the first line that has these words."""
+    lines = (PROTOCOL / file).read_text("utf-8").splitlines()
+    place = next(i for i, line in enumerate(lines) if f" {of}" in line)
     found: list[str] = []
     while lines[place - 1].strip().startswith("//"):
         place -= 1
@@ -37,5 +39,25 @@ def _comment(field: str) -> str:
     ],
 )
 def test_the_protocol_names_the_limit_of(field: str, limits: list[str]) -> None:
-    comment = _comment(field)
+    comment = _comment(f"{field} = ")
     assert all(limit in comment for limit in limits), comment
+
+
+def test_the_protocol_names_the_limit_of_a_stream() -> None:
+    comment = _comment("rpc ClassifyStream(", "inference_service.proto")
+    assert f"{streaming._MAX_UNANSWERED:,} requests" in comment
+
+
+def test_the_protocol_names_the_variables_that_a_template_is_not_given() -> None:
+    comment = _comment("template_variables = ")
+    named = comment.partition("Not ")[2]
+    assert {word.strip('",:') for word in named.split() if '"' in word} == chat._OWN_VARIABLES
+
+
+def test_the_operators_page_names_the_limits_of_stopping() -> None:
+    page = " ".join((ROOT / "docs/operating.md").read_text("utf-8").split())
+    assert (
+        f"at most {checks._MAX_STOP_STRINGS} `stop_strings` and {checks._MAX_BAD_WORDS} "
+        f"`bad_words`, each of 1 to {checks._MAX_STRING} characters, and "
+        f"{checks._MAX_STOP_TOKENS} `stop_token_ids`"
+    ) in page

@@ -76,7 +76,7 @@ class Prompt(_message.Message):
 
     @_builtins.property
     def chat(self) -> Global___Chat:
-        """Messages, which the model's own chat template makes a text of."""
+        """Messages, which the model's own chat template makes a text of; only for models whose `accepts_chat` is true."""
 
     def __init__(
         self,
@@ -144,7 +144,9 @@ class Chat(_message.Message):
 
     @_builtins.property
     def template_variables(self) -> _struct_pb2.Struct:
-        """Further variables of the template, such as "enable_thinking"."""
+        """Further variables of the template, such as "enable_thinking", or its special tokens, such as "bos_token", in place of the model's. Not
+        "messages", "add_generation_prompt", "tools" or "documents": those are the request's own, the last two always empty.
+        """
 
     def __init__(
         self,

@@ -225,7 +225,9 @@ class ClassifyStreamRequest(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     REQUEST_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """Chosen by the caller and returned with the answer; must not equal that of a request still unanswered on this stream."""
+    """Chosen by the caller and returned with the answer. An empty one, or that of a request still unanswered on this stream, is a fault of
+    the protocol.
+    """
     @_builtins.property
     def request(self) -> Global___ClassifyRequest:
         """What to classify."""

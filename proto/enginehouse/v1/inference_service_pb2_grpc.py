@@ -80,7 +80,8 @@ class InferenceServiceServicer(object):
 
     def ClassifyStream(self, request_iterator, context):
         """Classifies texts for callers with high rates: requests and answers share one stream, and answers come as they finish, not in the
-        order of the requests. A request that fails is answered with its status; only faults of the protocol end the stream.
+        order of the requests. A request that fails is answered with its status; only faults of the protocol end the stream, with
+        INVALID_ARGUMENT. At most 1,024 requests of a stream are unanswered at a time: while so many are, it is not read further.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

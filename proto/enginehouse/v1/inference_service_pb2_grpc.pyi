@@ -37,7 +37,8 @@ class InferenceServiceStub:
     """Classifies texts. One bad input fails the whole request with INVALID_ARGUMENT, naming `inputs[i]`."""
     ClassifyStream: _grpc.StreamStreamMultiCallable[_inference_service_pb2.ClassifyStreamRequest, _inference_service_pb2.ClassifyStreamResponse]
     """Classifies texts for callers with high rates: requests and answers share one stream, and answers come as they finish, not in the
-    order of the requests. A request that fails is answered with its status; only faults of the protocol end the stream.
+    order of the requests. A request that fails is answered with its status; only faults of the protocol end the stream, with
+    INVALID_ARGUMENT. At most 1,024 requests of a stream are unanswered at a time: while so many are, it is not read further.
     """
     Generate: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.GenerateRequest, _inference_service_pb2.GenerateResponse]
     """Continues a prompt, and answers when it is done. A deadline that passes ends the call; what was generated is lost: stream it to keep it."""
@@ -57,7 +58,8 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     """Classifies texts. One bad input fails the whole request with INVALID_ARGUMENT, naming `inputs[i]`."""
     ClassifyStream: _aio.StreamStreamMultiCallable[_inference_service_pb2.ClassifyStreamRequest, _inference_service_pb2.ClassifyStreamResponse]  # type: ignore[assignment]
     """Classifies texts for callers with high rates: requests and answers share one stream, and answers come as they finish, not in the
-    order of the requests. A request that fails is answered with its status; only faults of the protocol end the stream.
+    order of the requests. A request that fails is answered with its status; only faults of the protocol end the stream, with
+    INVALID_ARGUMENT. At most 1,024 requests of a stream are unanswered at a time: while so many are, it is not read further.
     """
     Generate: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.GenerateRequest, _inference_service_pb2.GenerateResponse]  # type: ignore[assignment]
     """Continues a prompt, and answers when it is done. A deadline that passes ends the call; what was generated is lost: stream it to keep it."""
@@ -86,7 +88,8 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_inference_service_pb2.ClassifyStreamResponse], _abc.AsyncIterator[_inference_service_pb2.ClassifyStreamResponse]]:
         """Classifies texts for callers with high rates: requests and answers share one stream, and answers come as they finish, not in the
-        order of the requests. A request that fails is answered with its status; only faults of the protocol end the stream.
+        order of the requests. A request that fails is answered with its status; only faults of the protocol end the stream, with
+        INVALID_ARGUMENT. At most 1,024 requests of a stream are unanswered at a time: while so many are, it is not read further.
         """
 
     @_abc_1.abstractmethod

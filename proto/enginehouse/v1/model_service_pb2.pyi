@@ -150,7 +150,7 @@ class Model(_message.Message):
     source_sha256: _builtins.str
     """SHA-256 of the original weights, in hexadecimal."""
     accepts_chat: _builtins.bool
-    """For "generate": whether it has a chat template."""
+    """For "generate": whether it has a chat template, so that a prompt may be a `chat`; false while it is not loaded."""
     @_builtins.property
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """For "classify": names of the labels, by index."""

@@ -1,12 +1,14 @@
 """What is generated, as messages: whole, or to a stream at the pace of its reader."""
 
 import asyncio
+from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 
 from enginehouse.v1 import inference_service_pb2 as pb
 from enginehouse_server.errors import OverloadedError
 from enginehouse_server.repository import Entry
-from enginehouse_server.tasks import Generation
+from enginehouse_server.tasks import Generation, News
 
 from .call import Context
 from .convert_generate import stream_message, whole_message
@@ -14,6 +16,9 @@ from .convert_generate import stream_message, whole_message
 __all__ = ["whole_answer", "write_pieces"]
 
 _RETRY_AFTER_S = 1.0
+_MANY_SCORED = 256  # log-probabilities: a message of more takes longer than its way to a thread
+
+_MessageT = TypeVar("_MessageT", pb.GenerateResponse, pb.GenerateStreamResponse)
 
 
 async def whole_answer(entry: Entry, generation: Generation) -> pb.GenerateResponse:
@@ -22,10 +27,7 @@ async def whole_answer(entry: Entry, generation: Generation) -> pb.GenerateRespo
     Raises:
         EnginehouseError: The request failed.
     """
-    news = await generation.whole()
-    if news.prompt_logprobs or any(piece.logprobs for piece in news.pieces):
-        return await generation.aside(partial(whole_message, entry, news))  # it may be long
-    return whole_message(entry, news)
+    return await _message(whole_message, entry, generation, await generation.whole())
 
 
 async def write_pieces(
@@ -41,10 +43,7 @@ async def write_pieces(
         EnginehouseError: The request failed.
     """
     while (news := await generation.next()) is not None:
-        if news.prompt_logprobs:
-            message = await generation.aside(partial(stream_message, entry, news))
-        else:
-            message = stream_message(entry, news)
+        message = await _message(stream_message, entry, generation, news)
         try:
             async with asyncio.timeout(stall_timeout_s):
                 await context.write(message)
@@ -54,3 +53,12 @@ async def write_pieces(
                 "comes, or call Generate; the server's limit is --stream-stall-timeout-s",
                 _RETRY_AFTER_S,
             ) from None
+
+
+async def _message(
+    convert: Callable[[Entry, News], _MessageT], entry: Entry, generation: Generation, news: News
+) -> _MessageT:
+    """Made at once, or off the event loop if it is long: others wait for their steps there."""
+    if news.num_scored > _MANY_SCORED:
+        return await generation.aside(partial(convert, entry, news))
+    return convert(entry, news)

@@ -38,6 +38,12 @@ class News(NamedTuple):
     pieces: Sequence[SequencePiece]
     prompt_logprobs: Sequence[ScoredToken]
 
+    @property
+    def num_scored(self) -> int:
+        """How many log-probabilities it holds: of tokens, and of others that could have come."""
+        parts = (self.prompt_logprobs, *(piece.logprobs for piece in self.pieces))
+        return sum(1 + len(scored.top) for part in parts for scored in part)
+
 
 class Generation:
     """The sequences of one request. Belongs to the event loop.

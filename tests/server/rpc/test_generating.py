@@ -8,13 +8,15 @@ from typing import TypeVar, cast
 
 import pytest
 
+from enginehouse.v1 import generate_pb2 as generate_pb
 from enginehouse.v1 import inference_service_pb2 as pb
 from enginehouse_server.errors import OverloadedError
 from enginehouse_server.repository import Entry
 from enginehouse_server.rpc.call import Context
-from enginehouse_server.rpc.generating import write_pieces
+from enginehouse_server.rpc.generating import whole_answer, write_pieces
 from enginehouse_server.scheduler import Emitted, Ending
-from enginehouse_server.tasks import GenerateRequest, Generation, Prompt, PromptTokens
+from enginehouse_server.scheduler.generate_work import TokenLogprobs
+from enginehouse_server.tasks import GenerateRequest, Generation, Output, Prompt, PromptTokens
 from enginehouse_server.tasks.sequence import SequenceAssembly
 from enginehouse_server.telemetry import Metrics
 from enginehouse_server.text import Vocabulary
@@ -22,6 +24,8 @@ from tests.fixtures.vocabularies import save_tokenizer
 
 _T = TypeVar("_T")
 ENTRY = cast(Entry, SimpleNamespace(model="m", version=1))
+NUM_TOP = 20
+SCORES = TokenLogprobs(-1.5, [(token, -2.0 - token) for token in range(NUM_TOP)])
 ENDING = Ending("length", None, 0, 5, 0, started_at=0.0, first_token_at=0.0, ended_at=0.0)
 
 
@@ -31,14 +35,23 @@ class Reader:
     def __init__(self) -> None:
         self.reads = asyncio.Semaphore(0)
         self.texts: list[list[str]] = []
+        self.scored: list[list[generate_pb.TokenLogprob]] = []
 
     async def write(self, message: pb.GenerateStreamResponse) -> None:
         self.texts.append([sequence.text for sequence in message.sequences])
+        self.scored.append([one for sequence in message.sequences for one in sequence.logprobs])
         await self.reads.acquire()
 
 
-async def _at_once(function: Callable[[], _T]) -> _T:
-    return function()
+class Aside:
+    """Runs on another thread what it is given, and counts it."""
+
+    def __init__(self) -> None:
+        self.num_calls = 0
+
+    async def __call__(self, function: Callable[[], _T]) -> _T:
+        self.num_calls += 1
+        return await asyncio.to_thread(function)
 
 
 @pytest.fixture
@@ -46,8 +59,11 @@ def vocabulary(tmp_path: Path) -> Vocabulary:
     return Vocabulary(save_tokenizer("byte_level", tmp_path))
 
 
-def _generation(vocabulary: Vocabulary) -> Generation:
-    request = GenerateRequest(Prompt(text="The"), arrived_at=0.0)
+def _generation(
+    vocabulary: Vocabulary, aside: Aside | None = None, num_logprobs: int | None = None
+) -> Generation:
+    output = Output(logprobs=num_logprobs)
+    request = GenerateRequest(Prompt(text="The"), arrived_at=0.0, output=output)
     prompt = vocabulary.encode("The", add_special_tokens=False)
     sequences = [SequenceAssembly(i, request, prompt, vocabulary, frozenset()) for i in range(2)]
     return Generation(
@@ -55,7 +71,7 @@ def _generation(vocabulary: Vocabulary) -> Generation:
         vocabulary,
         sequences,
         Metrics().of_decoder("m", 1),
-        _at_once,
+        aside or Aside(),
         has_prompt_logprobs=False,
     )
 
@@ -91,3 +107,42 @@ async def test_a_reader_that_takes_nothing_is_given_up(vocabulary: Vocabulary) -
     generation.accept(Emitted(1, 0, token), now=0.0)
     with pytest.raises(OverloadedError, match=r"was not read for 0\.01 s"):
         await write_pieces(cast(Context, Reader()), ENTRY, generation, 0.01)
+
+
+async def test_many_log_probabilities_that_waited_for_a_reader_are_put_together_off_the_event_loop(
+    vocabulary: Vocabulary,
+) -> None:
+    reader, aside = Reader(), Aside()
+    generation = _generation(vocabulary, aside, NUM_TOP)
+    [token] = vocabulary.encode("a", add_special_tokens=False)
+    writing = asyncio.create_task(write_pieces(cast(Context, reader), ENTRY, generation, 10.0))
+    generation.accept(Emitted(1, 0, token, SCORES), now=0.0)
+    await asyncio.sleep(0.01)
+    assert (len(reader.scored[0]), aside.num_calls) == (1, 0)  # one token's are no trip worth
+    for _ in range(30):
+        generation.accept(Emitted(1, 0, token, SCORES), now=0.0)
+    for index in (0, 1):
+        generation.accept(Emitted(1, index, token, SCORES, ending=ENDING), now=0.0)
+    for _ in range(2):
+        reader.reads.release()
+    await asyncio.wait_for(writing, 5)
+    assert (len(reader.scored[1]), aside.num_calls) == (32, 1)
+    for scored in reader.scored[1]:
+        assert (scored.token_id, scored.text, scored.logprob) == (token, "a", -1.5)
+        assert [one.logprob for one in scored.top] == [-2.0 - i for i in range(NUM_TOP)]
+
+
+@pytest.mark.parametrize(("num_tokens", "num_asides"), [(2, 0), (32, 1)])
+async def test_a_long_whole_answer_is_put_together_off_the_event_loop(
+    vocabulary: Vocabulary, num_tokens: int, num_asides: int
+) -> None:
+    aside = Aside()
+    generation = _generation(vocabulary, aside, NUM_TOP)
+    [token] = vocabulary.encode("a", add_special_tokens=False)
+    for _ in range(num_tokens - 1):
+        generation.accept(Emitted(1, 0, token, SCORES), now=0.0)
+    for index in (0, 1):
+        generation.accept(Emitted(1, index, token, SCORES, ending=ENDING), now=0.0)
+    answer = await whole_answer(ENTRY, generation)
+    assert [len(one.logprobs) for one in answer.sequences] == [num_tokens, 1]
+    assert aside.num_calls == num_asides
