@@ -47,7 +47,12 @@ STAND_IN_BACKEND = "onnxruntime"
 _FEWEST_STEPS = 10  # of a phase whose progress is worth a line
 _POLL_S = 0.2  # how soon an interruption is noticed
 _GRAPH_CODE = (f"{SERVER}.engine.graph", *RESULT_CODE, __name__)
-_PLAN_CODE = (f"{SERVER}.engine.tensorrt", f"{SERVER}.engine.ahead", *_GRAPH_CODE)
+_PLAN_CODE = (
+    f"{SERVER}.engine.tensorrt",
+    f"{SERVER}.engine.ahead",
+    f"{SERVER}.engine.reduction",
+    *_GRAPH_CODE,
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,13 @@ engine only reads and writes where it is told. A step computes new tokens of som
 step may hold is the engine's to say, once, in its limits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
 
 from .base import Logits, PlanTraits, Precision
 
@@ -21,6 +24,8 @@ __all__ = [
     "DecoderPrecision",
     "DecoderSpec",
     "LayerGeometry",
+    "ReducedLogits",
+    "ReducingDecoder",
     "StepItem",
 ]
 
@@ -105,6 +110,8 @@ class DecoderLimits:
             either one chunk of one sequence or one token of each of several.
         shares_blocks: Whether sequences may have blocks in common, each full and never written
             again. Otherwise a shared prefix is copied, by `copy_block`.
+        num_best: How many of a row's largest logits the engine gives apart from the others, if it
+            is a `ReducingDecoder`; 0 where it always gives all.
     """
 
     block_size: int
@@ -114,6 +121,7 @@ class DecoderLimits:
     max_sequences: int
     mixes: bool
     shares_blocks: bool
+    num_best: int = 0
 
 
 class StepItem(NamedTuple):
@@ -126,12 +134,35 @@ class StepItem(NamedTuple):
         tokens: The next tokens, at least one. Their keys and values are written into the blocks.
         num_logits: For how many of the last `tokens` logits are wanted: 0 for a chunk of a prompt
             that goes on, 1 to choose a next token, more to score a prompt.
+        is_reduced: Whether the largest logits of each row are likely to do, so that a
+            `ReducingDecoder` need not copy the others from its device before they are asked for.
     """
 
     blocks: Sequence[int]
     num_cached: int
     tokens: Sequence[int]
     num_logits: int = 1
+    is_reduced: bool = False
+
+
+class ReducedLogits(NamedTuple):
+    """A step's logits as a device has reduced them; valid until the next step is started.
+
+    Attributes:
+        best: The `num_best` largest of each row, largest first, `[rows, num_best]` fp32. Which of
+            those that equal the least of them are there, and in which order equal ones are, is the
+            runtime's to choose.
+        tokens: Whose they are, `[rows, num_best]` int32.
+        weight_sums: Sum over the vocabulary of `exp(logit - best[row, 0])`, `[rows]` fp32: no
+            finite number where a logit is NaN or infinitely large.
+        fetch: Gives all logits `[end - begin, vocab]` of the rows from `begin` to `end`, which are
+            copied now unless they were before; may be overwritten. Raises DeviceError.
+    """
+
+    best: NDArray[np.float32]
+    tokens: NDArray[np.int32]
+    weight_sums: NDArray[np.float32]
+    fetch: Callable[[int, int], Logits]
 
 
 class DecoderEngine(Protocol):
@@ -189,4 +220,20 @@ class DecoderEngine(Protocol):
 
     def close(self) -> None:
         """Releases the engine; no step may be computing."""
+        ...
+
+
+@runtime_checkable
+class ReducingDecoder(DecoderEngine, Protocol):
+    """An engine on a device with memory of its own, which can keep most logits there.
+
+    Its limits say whether it does: `num_best` is 0 where its graph was made without.
+    """
+
+    def wait_reduced(self) -> ReducedLogits:
+        """Waits for the step that was started, in the place of `wait`.
+
+        Raises:
+            DeviceError: The runtime failed; what the step was to write is undefined.
+        """
         ...

@@ -8,12 +8,13 @@ import numpy as np
 from enginehouse_builder.manifest import DecoderEngine as BuiltDecoder
 from enginehouse_builder.manifest import TokenProbe
 from enginehouse_server.engine.base import Logits
-from enginehouse_server.engine.decoder import DecoderEngine, StepItem
+from enginehouse_server.engine.decoder import DecoderEngine, ReducingDecoder, StepItem
 from enginehouse_server.errors import ProbeError
 
 __all__ = ["prove_decoder"]
 
 _log = logging.getLogger(__name__)
+_SUM_ERROR = 1e-4  # share of a sum of weights, which sampling takes it to be off by at most
 
 
 def prove_decoder(engine: DecoderEngine, chosen: BuiltDecoder, name: str) -> None:
@@ -22,6 +23,7 @@ def prove_decoder(engine: DecoderEngine, chosen: BuiltDecoder, name: str) -> Non
     The first logits must be within the certificate's tolerance. In fp32 each greedy token must be
     the certified one, too, or as likely as it within that tolerance; in others the step after the
     prompt must at least give numbers. What no lowered limit leaves a probe for is only warned of.
+    An engine that reduces its logits must do so right.
 
     Raises:
         ProbeError: An answer differs.
@@ -41,6 +43,8 @@ def prove_decoder(engine: DecoderEngine, chosen: BuiltDecoder, name: str) -> Non
                 f"those it was certified with ({certificate.runtime} on {chosen.device}); at most "
                 f"{allowed:.3g} is allowed: build the model again on this machine"
             )
+    if engine.limits.num_best and isinstance(engine, ReducingDecoder):
+        _prove_reduction(engine, name)
     if not num_asked:
         _log.warning(
             "%s serves without proof that it answers as certified: its %d probes are longer than "
@@ -74,6 +78,28 @@ def _deviation(engine: DecoderEngine, probe: TokenProbe, *, follow: bool) -> flo
             if not np.isfinite(logits.max()):
                 return float("nan")
     return worst
+
+
+def _prove_reduction(engine: ReducingDecoder, name: str) -> None:
+    """Compares what some rows of logits are reduced to with all of them."""
+    count = min(4, engine.limits.max_step_tokens, engine.limits.max_tokens)
+    blocks = range(-(-count // engine.limits.block_size))
+    engine.start([StepItem(blocks, 0, [1] * count, count, is_reduced=True)])
+    found = engine.wait_reduced()
+    rows, tokens = found.fetch(0, count), found.tokens.astype(np.int64)
+    is_token = (tokens >= 0) & (tokens < rows.shape[1])
+    given = np.take_along_axis(rows, np.where(is_token, tokens, 0), axis=1)
+    largest = -np.sort(-rows, axis=1)[:, : tokens.shape[1]]
+    is_right = is_token.all() and (given == found.best).all() and (found.best == largest).all()
+    is_distinct = all(len(set(row)) == len(row) for row in tokens.tolist())
+    sums = np.exp(rows - found.best[:, :1]).sum(axis=1, dtype=np.float64)
+    if not (is_right and is_distinct and np.allclose(found.weight_sums, sums, rtol=_SUM_ERROR)):
+        raise ProbeError(
+            f"{name}: the engine reduces logits on its device to {found.best[0, 0]:.6g} of token "
+            f"{tokens[0, 0]} and a sum of {found.weight_sums[0]:.6g}, where all of them give "
+            f"{largest[0, 0]:.6g} of token {rows[0].argmax()} and {sums[0]:.6g}: build the model "
+            "for another target, or update the runtime"
+        )
 
 
 def _prefill(engine: DecoderEngine, prompt: Sequence[int], blocks: Sequence[int]) -> Logits:

@@ -1,6 +1,7 @@
 """How the next token is chosen from logits. Vectorised numpy; knows no engine and no texts."""
 
 from .logprobs import TokenLogprobs, score_tokens
+from .reduced import choose_reduced
 from .sampler import Choice, choose
 from .settings import SamplingSettings
 from .state import SamplingState
@@ -15,5 +16,6 @@ __all__ = [
     "StructureSpec",
     "TokenLogprobs",
     "choose",
+    "choose_reduced",
     "score_tokens",
 ]

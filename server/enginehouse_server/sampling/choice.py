@@ -4,7 +4,7 @@ A row is cut before anything is sorted: whatever is drawn costs a pass or two ov
 """
 
 from math import log
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 from .largest import largest
 from .settings import SamplingSettings
 
-__all__ = ["GREEDY_TEMPERATURE", "draw"]
+__all__ = [
+    "GREEDY_TEMPERATURE",
+    "Kept",
+    "draw",
+    "keep_by_share",
+    "keep_first",
+    "least_of_share",
+    "weigh",
+]
 
 Real = TypeVar("Real", np.float32, np.float64)
 
@@ -21,6 +29,17 @@ GREEDY_TEMPERATURE = 1e-5
 _NUCLEUS_SIZES = (64, 512)  # most likely tokens that are tried first for top_p
 _NUM_LEVELS, _LEVELS_PER_E = 2048, 64  # of weights, down to e**-32
 _GROUP = 256  # weights that are summed before the sums are accumulated
+
+
+class Kept(NamedTuple):
+    """Tokens of which one is drawn, and their weights; in the order that decides which."""
+
+    ids: NDArray[np.int64]
+    weights: NDArray[np.float64]
+
+    def draw(self, uniform: float) -> int:
+        """The token where `uniform`, 0 to below 1, falls in the distribution."""
+        return int(self.ids[_place(self.weights, uniform)])
 
 
 def draw(row: NDArray[np.float32], best: float, settings: SamplingSettings, uniform: float) -> int:
@@ -34,36 +53,31 @@ def draw(row: NDArray[np.float32], best: float, settings: SamplingSettings, unif
     """
     if settings.top_k:
         ids = largest(row, settings.top_k)
-        weights = _weights(row[ids].astype(np.float64), best, settings.temperature)
-        return _draw_sorted(ids, weights, settings, float(weights.sum()), uniform)
+        weights = weigh(row[ids].astype(np.float64), best, settings.temperature)
+        return keep_first(Kept(ids, weights), settings, float(weights.sum())).draw(uniform)
     if settings.top_p < 1:
-        return _draw_nucleus(row, best, settings, uniform)
+        return _keep_nucleus(row, best, settings).draw(uniform)
     if settings.min_p > 0:
-        # Rounded down a little: the exact test is on the weights.
-        ids = np.flatnonzero(row >= best + settings.temperature * log(settings.min_p) - 1e-3)
-        weights = _weights(row[ids].astype(np.float64), best, settings.temperature)
-        is_kept = weights >= settings.min_p
-        return int(ids[is_kept][_place(weights[is_kept], uniform)])
-    return _place(_weights(row, best, settings.temperature), uniform)
+        ids = np.flatnonzero(row >= least_of_share(best, settings))
+        return keep_by_share(ids, row[ids], best, settings).draw(uniform)
+    return _place(weigh(row, best, settings.temperature), uniform)
 
 
-def _draw_nucleus(
-    row: NDArray[np.float32], best: float, settings: SamplingSettings, uniform: float
-) -> int:
-    """Draws from the most likely tokens that reach `top_p` (Holtzman et al. 2020).
+def _keep_nucleus(row: NDArray[np.float32], best: float, settings: SamplingSettings) -> Kept:
+    """The most likely tokens that reach `top_p` (Holtzman et al. 2020).
 
     Usually these are few, and found among some of the most likely. Where they are not, only those
     about the border are sorted.
     """
     temperature = settings.temperature
-    weights = _weights(row, best, temperature)
+    weights = weigh(row, best, temperature)
     total = float(weights.sum(dtype=np.float64))
     for size in _NUCLEUS_SIZES:
         ids = largest(row, size)
-        most = _weights(row[ids].astype(np.float64), best, temperature)
+        most = weigh(row[ids].astype(np.float64), best, temperature)
         is_enough = most.sum() >= settings.top_p * total or most[-1] < settings.min_p
         if is_enough or len(ids) < size:
-            return _draw_sorted(ids, most, settings, total, uniform)
+            return keep_first(Kept(ids, most), settings, total)
     # Levels of equal ratio of weights; the last one takes all that is left.
     ratios = (np.float32(best) - row) / np.float32(temperature) * np.float32(_LEVELS_PER_E)
     levels = np.minimum(ratios, np.float32(_NUM_LEVELS - 1)).astype(np.int64)
@@ -76,27 +90,42 @@ def _draw_nucleus(
     num_at = int(np.searchsorted(np.cumsum(weights[at], dtype=np.float64), missing)) + 1
     ids = np.concatenate([above, at[:num_at]])
     ids = ids[weights[ids] >= settings.min_p]
-    return int(ids[_place(weights[ids], uniform)])
+    return Kept(ids, weights[ids])
 
 
-def _draw_sorted(
-    ids: NDArray[np.int64],
-    weights: NDArray[np.float64],
-    settings: SamplingSettings,
-    total: float,
-    uniform: float,
-) -> int:
-    """Draws from the first of `weights` (descending) that top_p and min_p leave."""
+def keep_first(likely: Kept, settings: SamplingSettings, total: float) -> Kept:
+    """Those of the most likely tokens, best first, that top_p and min_p leave.
+
+    Args:
+        likely: The most likely ones.
+        settings: Of the sequence.
+        total: Of the weights of all tokens that top_p is a share of.
+    """
+    ids, weights = likely
     num_kept = len(weights)
     if settings.top_p < 1:
         reached = np.searchsorted(np.cumsum(weights), settings.top_p * total)
         num_kept = min(num_kept, int(reached) + 1)
     if settings.min_p > 0:
         num_kept = min(num_kept, int(np.count_nonzero(weights >= settings.min_p)))
-    return int(ids[_place(weights[:num_kept], uniform)])
+    return Kept(ids[:num_kept], weights[:num_kept])
 
 
-def _weights(values: NDArray[Real], best: float, temperature: float) -> NDArray[Real]:
+def least_of_share(best: float, settings: SamplingSettings) -> float:
+    """A logit that all which min_p leaves reach, rounded down a little."""
+    return best + settings.temperature * log(settings.min_p) - 1e-3
+
+
+def keep_by_share(
+    ids: NDArray[np.int64], values: NDArray[np.float32], best: float, settings: SamplingSettings
+) -> Kept:
+    """What min_p leaves of tokens, ascending, that have all the logits of `least_of_share`."""
+    weights = weigh(values.astype(np.float64), best, settings.temperature)
+    is_kept = weights >= settings.min_p
+    return Kept(ids[is_kept], weights[is_kept])
+
+
+def weigh(values: NDArray[Real], best: float, temperature: float) -> NDArray[Real]:
     """Probabilities relative to the most likely token's, in the precision of the values."""
     number = values.dtype.type
     weights: NDArray[Real] = np.exp((values - number(best)) / number(temperature))

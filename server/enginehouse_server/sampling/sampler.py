@@ -23,7 +23,7 @@ from .choice import draw
 from .logprobs import TokenLogprobs, log_normalizer, most_likely
 from .state import SamplingState
 
-__all__ = ["Choice", "choose"]
+__all__ = ["Choice", "choose", "failed"]
 
 _log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def _penalise(row: NDArray[np.float32], state: SamplingState) -> Choice | None:
     try:
         state.penalise(row)
     except Exception as error:
-        return _failed(error)
+        return failed(error)
     return None
 
 
@@ -74,10 +74,11 @@ def _choose_safely(row: NDArray[np.float32], top: int, best: float, state: Sampl
     try:
         return _choose_one(row, top, best, state)
     except Exception as error:
-        return _failed(error)
+        return failed(error)
 
 
-def _failed(error: Exception) -> Choice:
+def failed(error: Exception) -> Choice:
+    """The choice of a row that this happened to."""
     if isinstance(error, EnginehouseError):
         return Choice(-1, error=error)
     _log.error("a token could not be chosen", exc_info=error)

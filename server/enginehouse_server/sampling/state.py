@@ -1,6 +1,6 @@
 """What sampling knows of one sequence from token to token."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ class SamplingState:
         settings: As asked for.
         tokens: Prompt and answer; only `append` adds to it.
         structure: What the answer must look like; None for anything.
+        takes_reduced: Whether the largest logits of a row are likely to decide the choice.
     """
 
     def __init__(
@@ -28,6 +29,7 @@ class SamplingState:
         prompt: Sequence[int],
         index: int = 0,
         structure: StructureMatcher | None = None,
+        num_best: int = 0,
     ) -> None:
         """Begins a sequence.
 
@@ -36,8 +38,10 @@ class SamplingState:
             prompt: Token ids.
             index: Which sequence of its request this is: each draws random numbers of its own.
             structure: At its beginning, used by this sequence alone.
+            num_best: How many of a row's largest logits the engine gives apart; 0 if none.
         """
         self.settings, self.structure = settings, structure
+        self.takes_reduced = structure is None and _takes_reduced(settings, num_best)
         self.tokens = list(prompt)
         self._num_prompt = len(self.tokens)
         self._seen = TokenCounts(prompt) if settings.repetition_penalty != 1 else None
@@ -106,14 +110,30 @@ class SamplingState:
         if len(self._always_banned):
             row[self._always_banned] = -np.inf
             is_changed = True
-        for words in self._bad_words:
-            if self.tokens[1 - len(words) :] == words[:-1]:
-                row[words[-1]] = -np.inf
-                is_changed = True
-        if len(self._banned_first) and self.num_generated < self.settings.min_new_tokens:
+        for token in self._banned_next():
+            row[token] = -np.inf
+            is_changed = True
+        if self._may_not_end:
             self._ban_ends(row)
             is_changed = True
         return is_changed
+
+    def banned(self) -> NDArray[np.int64]:
+        """The tokens that must not come, of a sequence without a structure; some perhaps twice."""
+        next_ones = np.array(list(self._banned_next()), np.int64)
+        ends = self._banned_first if self._may_not_end else self._banned_first[:0]
+        return np.concatenate([self._always_banned, next_ones, ends])
+
+    @property
+    def _may_not_end(self) -> bool:
+        is_short = self.num_generated < self.settings.min_new_tokens
+        return bool(len(self._banned_first)) and is_short
+
+    def _banned_next(self) -> Iterator[int]:
+        """The last tokens of bad words whose others have just come."""
+        for words in self._bad_words:
+            if self.tokens[1 - len(words) :] == words[:-1]:
+                yield words[-1]
 
     def _ban_ends(self, row: NDArray[np.float32]) -> None:
         ends = row[self._banned_first]
@@ -121,6 +141,19 @@ class SamplingState:
         # A structure that is complete leaves nothing but an end, however short the text is.
         if self.structure is not None and row.max() == -np.inf:
             row[self._banned_first] = ends
+
+
+def _takes_reduced(settings: SamplingSettings, num_best: int) -> bool:
+    if settings.repetition_penalty != 1 or settings.logit_bias:
+        return False
+    if settings.presence_penalty or settings.frequency_penalty:
+        return False
+    if max(settings.num_logprobs or 0, settings.top_k) >= num_best:
+        return False
+    if settings.temperature < GREEDY_TEMPERATURE or settings.top_k:
+        return True
+    # A nucleus is told from the sum of all weights, which a higher temperature raises unseen.
+    return settings.min_p > 0 if settings.top_p == 1 else settings.temperature <= 1
 
 
 def _stream(seed: int, index: int) -> np.random.Philox:

@@ -12,7 +12,13 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import NamedTuple
 
-from enginehouse_server.engine.decoder import DecoderEngine, StepItem
+from enginehouse_server.engine.base import Logits
+from enginehouse_server.engine.decoder import (
+    DecoderEngine,
+    ReducedLogits,
+    ReducingDecoder,
+    StepItem,
+)
 from enginehouse_server.errors import (
     DeviceError,
     DeviceLostError,
@@ -270,7 +276,7 @@ class GenerateScheduler:
         self._take_in(wait=False)
         self._deliver()
         self._is_computing = False  # also when waiting fails
-        logits = self._engine.wait()
+        logits = self._wait()
         self._step_began_at = None
         ended_at = monotonic()
         self._pending += self._roster.finish(step, logits, ended_at)
@@ -287,6 +293,12 @@ class GenerateScheduler:
         self._is_computing = True
         for part in step.parts:
             part.sequence.note_start(now)
+
+    def _wait(self) -> Logits | ReducedLogits:
+        engine = self._engine
+        if any(item.is_reduced for item in self._items) and isinstance(engine, ReducingDecoder):
+            return engine.wait_reduced()
+        return engine.wait()
 
     def _new_roster(self) -> Roster:
         return Roster(self._engine.limits, self._policy, self._pace.prompt_tokens_beside)

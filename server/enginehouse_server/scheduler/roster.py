@@ -9,9 +9,15 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from enginehouse_server.engine.base import Logits
-from enginehouse_server.engine.decoder import DecoderLimits
+from enginehouse_server.engine.decoder import DecoderLimits, ReducedLogits
 from enginehouse_server.errors import DeadlineError, DeviceError, EnginehouseError
-from enginehouse_server.sampling import Choice, StructureMatcher, choose, score_tokens
+from enginehouse_server.sampling import (
+    Choice,
+    StructureMatcher,
+    choose,
+    choose_reduced,
+    score_tokens,
+)
 
 from .generate_policy import GeneratePolicy
 from .generate_work import Emitted, FinishReason, GenerateWork
@@ -45,6 +51,7 @@ class Roster:
     ) -> None:
         """Starts with nothing; the arguments are the planner's."""
         self.planner = Planner(limits, policy, prompt_tokens_beside)
+        self._num_best = limits.num_best
         self._live: dict[int, dict[int, Sequence]] = {}
         self._num_arrivals = 0
         self._next_deadline = float("inf")  # of those that live, or earlier
@@ -53,7 +60,9 @@ class Roster:
     def add(self, arrival: Arrival) -> None:
         """Lets a sequence wait."""
         work, structure = arrival
-        sequence = Sequence(work, self._num_arrivals, self.planner.page_size, structure)
+        sequence = Sequence(
+            work, self._num_arrivals, self.planner.page_size, structure, self._num_best
+        )
         self._num_arrivals += 1
         self._live.setdefault(work.request_id, {})[work.index] = sequence
         self._next_deadline = min(self._next_deadline, work.deadline)
@@ -97,7 +106,7 @@ class Roster:
             if part.is_last:
                 part.sequence.sampling.prepare()
 
-    def finish(self, step: Step, logits: Logits, now: float) -> list[Emitted]:
+    def finish(self, step: Step, logits: Logits | ReducedLogits, now: float) -> list[Emitted]:
         """Chooses the next tokens after a step. What fails for one sequence ends that one alone.
 
         Args:
@@ -113,7 +122,7 @@ class Roster:
             end = start + part.num_logits
             if not part.sequence.is_running:  # ended meanwhile
                 self._num_wasted += part.num_tokens
-            elif (error := _score(part, logits[start:end])) is not None:
+            elif (error := _score(part, logits, start)) is not None:
                 self._num_wasted += part.num_tokens
                 failed.append(self._end(part.sequence, now, None, error))
             elif part.is_last:
@@ -121,9 +130,11 @@ class Roster:
                 choosing.append(part.sequence)
             start = end
         self.planner.complete(step)
-        if len(rows) < len(logits):
-            logits = logits[rows]
-        choices = choose(logits, [s.sampling for s in choosing])
+        states = [s.sampling for s in choosing]
+        if isinstance(logits, ReducedLogits):
+            choices = choose_reduced(logits, rows, states)
+        else:
+            choices = choose(logits[rows] if len(rows) < len(logits) else logits, states)
         return failed + [self._go_on(s, c, now) for s, c in zip(choosing, choices, strict=True)]
 
     def take_wasted(self) -> int:
@@ -183,8 +194,13 @@ class Roster:
         return (s for found in self._live.values() for s in found.values())
 
 
-def _score(part: Part, logits: Logits) -> EnginehouseError | None:
+def _score(part: Part, logits: Logits | ReducedLogits, start: int) -> EnginehouseError | None:
     """Keeps how likely the tokens after each of a chunk of a prompt were, if asked for.
+
+    Args:
+        part: Whose chunk.
+        logits: Of the whole step.
+        start: Which row is the part's first.
 
     Returns:
         Why that failed; None if it did not.
@@ -195,9 +211,11 @@ def _score(part: Part, logits: Logits) -> EnginehouseError | None:
     assert sequence.prompt_logprobs is not None
     assert work.num_prompt_logprobs is not None
     begin = sequence.num_cached + 1
-    tokens = work.prompt[begin : begin + len(logits)]
+    tokens = work.prompt[begin : begin + part.num_logits]
+    end = start + len(tokens)
     try:
-        scores = score_tokens(logits[: len(tokens)], tokens, work.num_prompt_logprobs)
+        rows = logits.fetch(start, end) if isinstance(logits, ReducedLogits) else logits[start:end]
+        scores = score_tokens(rows, tokens, work.num_prompt_logprobs)
     except Exception as error:
         return _as_told(error)
     sequence.prompt_logprobs += scores

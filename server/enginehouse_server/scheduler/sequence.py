@@ -35,11 +35,16 @@ class Sequence:
     """
 
     def __init__(
-        self, work: GenerateWork, number: int, page_size: int, structure: StructureMatcher | None
+        self,
+        work: GenerateWork,
+        number: int,
+        page_size: int,
+        structure: StructureMatcher | None,
+        num_best: int = 0,
     ) -> None:
-        """Takes an admitted work; `number` counts them."""
+        """Takes an admitted work; `number` counts them. For `num_best` see `DecoderLimits`."""
         self.work = work
-        self.sampling = SamplingState(work.sampling, work.prompt, work.index, structure)
+        self.sampling = SamplingState(work.sampling, work.prompt, work.index, structure, num_best)
         self.order = (-work.priority, number)
         self.names = PageNames(page_size)
         self.blocks: list[int] = []
@@ -103,7 +108,8 @@ class Sequence:
         """Its next tokens as the engine takes them."""
         start = self.num_cached
         tokens = self.sampling.tokens[start : start + num_tokens]
-        return StepItem(self.blocks, start, tokens, num_logits)
+        is_reduced = self.sampling.takes_reduced and not self.is_scoring
+        return StepItem(self.blocks, start, tokens, num_logits, is_reduced)
 
     def note_start(self, now: float) -> None:
         """Notes when the first step with it began."""

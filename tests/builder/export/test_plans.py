@@ -10,7 +10,8 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from enginehouse_server.engine.graph import HalfPrecision
+from enginehouse_server.engine.graph import NUM_BEST, HalfPrecision
+from enginehouse_server.engine.reduction import REDUCED
 from enginehouse_server.engine.tensorrt import PlanSpec, Profile, TensorRange
 from enginehouse_server.engine.tensorrt.compile import RTX_COMPUTE_CAPABILITIES, compile_plan
 from enginehouse_server.engine.tensorrt.plan import decoder_profiles
@@ -50,6 +51,13 @@ def compile_decoder(made: DecoderExport, precision: HalfPrecision, folder: Path)
     assert json.loads(report.layer_info)
     names = {tensor.name for tensor in report.tensors if tensor.is_input}
     assert {"input_ids", "past_key.0", "past_value.0"} < names
+    given = {tensor.name: (tensor.dtype, tensor.shape) for tensor in report.tensors}
+    num_best = min(NUM_BEST, spec.vocab_size)
+    assert [given[name] for name in REDUCED] == [
+        ("FLOAT", (-1, num_best)),
+        ("INT32", (-1, num_best)),
+        ("FLOAT", (-1,)),
+    ]
 
 
 @pytest.mark.parametrize("family", ORDINARY)

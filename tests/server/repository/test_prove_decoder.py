@@ -1,5 +1,6 @@
 """What the proof at load notices, of an engine whose answers a test says."""
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 
@@ -9,7 +10,7 @@ import pytest
 from enginehouse_builder.manifest import DecoderEngine as BuiltDecoder
 from enginehouse_builder.manifest import GenerateCertificate, TokenProbe
 from enginehouse_server.engine.base import Logits
-from enginehouse_server.engine.decoder import DecoderLimits, StepItem
+from enginehouse_server.engine.decoder import DecoderLimits, ReducedLogits, StepItem
 from enginehouse_server.errors import ProbeError
 from enginehouse_server.repository.prove_decoder import prove_decoder
 
@@ -83,3 +84,45 @@ def test_limits_that_leave_no_probe_are_warned_of(caplog: pytest.LogCaptureFixtu
         prove_decoder(Answering(max_tokens=5), built("fp32"), "writer")
     [record] = caplog.records
     assert "without proof that it answers as certified: its 1 probes" in record.getMessage()
+
+
+class Reducing(Answering):
+    """As it, and reduces four rows of logits to two each, with a fault."""
+
+    def __init__(self, **wrong: list[object]) -> None:
+        super().__init__(4.0, 4.0, 4.0)
+        self.limits = dataclasses.replace(self.limits, num_best=2)
+        rows = np.tile(np.array([0.0, 1.0, 4.0, 3.0], np.float32), (4, 1))
+        best, tokens = rows[:, [2, 3]], np.tile(np.array([2, 3], np.int32), (4, 1))
+        sums = np.exp(rows - 4).sum(axis=1)
+        given = {"best": best, "tokens": tokens, "weight_sums": sums}
+        for name, last in wrong.items():
+            given[name][-1] = last
+        self._reduced = ReducedLogits(**given, fetch=lambda begin, end: rows[begin:end])  # type: ignore[arg-type]
+
+    def wait_reduced(self) -> ReducedLogits:
+        return self._reduced
+
+
+def test_logits_that_are_reduced_right_pass() -> None:
+    prove_decoder(Reducing(), built("fp32"), "writer")
+    prove_decoder(Reducing(best=[4.0, 3.0]), built("fp32"), "writer")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"best": [4.0, 1.0], "tokens": [2, 1]},
+        {"best": [4.5, 3.0]},
+        {"tokens": [3, 2]},
+        {"tokens": [2, 2], "best": [4.0, 4.0]},
+        {"tokens": [2, 7]},
+        {"tokens": [-2, 3]},
+        {"weight_sums": 1.3},
+        {"weight_sums": NAN},
+    ],
+    ids=str,
+)
+def test_logits_that_a_device_reduces_wrongly_are_noticed(wrong: dict[str, list[object]]) -> None:
+    with pytest.raises(ProbeError, match="reduces logits on its device to"):
+        prove_decoder(Reducing(**wrong), built("fp32"), "writer")

@@ -14,15 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from enginehouse_server.engine.base import Logits
-from enginehouse_server.engine.decoder import DecoderSpec, StepItem
+from enginehouse_server.engine.decoder import DecoderSpec, ReducedLogits, StepItem
 from enginehouse_server.engine.rows import SlotRows
 from enginehouse_server.engine.slots import SlotStep, lay_out, slot_limits
 from enginehouse_server.errors import PlanMismatchError
 
 from .cache import SlotMemory
-from .elements import to_fp32
+from .logits import StepLogits
 from .lowering import LENGTH_INPUT, lower_decoder
-from .memory import Shared
 from .place import Place, open_place
 from .session import BoundSession, open_session
 
@@ -32,11 +31,19 @@ _SHARE_OF_FREE_MEMORY = 0.5  # of a GPU, once the weights are there: the rest is
 
 
 class _Work(NamedTuple):
-    """A step, the first of its rows, and the number of its captured graph, if it has one."""
+    """A step to compute.
+
+    Attributes:
+        step: Laid out.
+        first_row: Of its rows of the cache.
+        graph: Number of its captured graph; None if it has none.
+        is_wanted: Of which rows all logits are to be given, `[num_logits]`.
+    """
 
     step: SlotStep
     first_row: int
     graph: int | None
+    is_wanted: NDArray[np.bool_]
 
 
 class OnnxRuntimeDecoder:
@@ -67,7 +74,7 @@ class OnnxRuntimeDecoder:
         self._thread = ThreadPoolExecutor(1, "onnxruntime-decoder")
         # Started here and now: a thread runs as urgently as the one that starts it.
         self._thread.submit(int).result()
-        self._running: Future[Logits] | None = None
+        self._running: Future[None] | None = None
         self._session: BoundSession | None = None
         try:
             self._load(spec, is_lowered=is_lowered)
@@ -93,7 +100,8 @@ class OnnxRuntimeDecoder:
             first_row = 0
             rows = self._rows.gather([item.blocks[0] for item in items])
             step = lay_out(items, self.limits, rows)
-        self._running = self._thread.submit(self._run, _Work(step, first_row, graph))
+        is_wanted = np.array([not i.is_reduced for i in items for _ in range(i.num_logits)], bool)
+        self._running = self._thread.submit(self._run, _Work(step, first_row, graph, is_wanted))
 
     def wait(self) -> Logits:
         """Waits for the step, and gives its logits `[sum of num_logits, vocab]`.
@@ -103,9 +111,17 @@ class OnnxRuntimeDecoder:
         Raises:
             DeviceError: The runtime failed; what the step was to write is undefined.
         """
-        assert self._running is not None, "no step computes"
-        running, self._running = self._running, None
-        return running.result()
+        self._finish()
+        return self._logits.rows(0, self._logits.num_wanted)
+
+    def wait_reduced(self) -> ReducedLogits:
+        """Waits for the step, in the place of `wait`; only where the limits' `num_best` is not 0.
+
+        Raises:
+            DeviceError: The runtime failed; what the step was to write is undefined.
+        """
+        self._finish()
+        return self._logits.reduced()
 
     def copy_block(self, source: int, target: int) -> None:
         """Copies the keys and values of a slot into another; not while a step computes."""
@@ -133,7 +149,7 @@ class OnnxRuntimeDecoder:
         lowered = None
         if not is_lowered:
             lowered = lower_decoder(
-                spec.model, spec.layers, place.grouped, guards=not place.memory.is_host
+                spec.model, spec.layers, place.grouped, on_device=not place.memory.is_host
             )
         session = self._session = open_session(
             spec.model,
@@ -145,18 +161,19 @@ class OnnxRuntimeDecoder:
         if not spec.cache_bytes and place.gpu is not None:
             left = int(_SHARE_OF_FREE_MEMORY * place.gpu.memory().free)
             self.limits = slot_limits(replace(spec, cache_bytes=left), place.cache_precisions)
+        num_best = lowered.num_best if lowered else 0
+        self.limits = replace(self.limits, num_best=num_best)
+        self._logits = StepLogits(
+            session, place.memory, spec.vocab_size, self.limits.max_sequences, num_best
+        )
         self._cache = SlotMemory(spec.layers, self.limits, place.memory, session.inputs)
         self._rows = SlotRows(self.limits.num_blocks, self._cache.swap)
-        self._vocab_size = spec.vocab_size
         most = max(spec.max_step_tokens, self.limits.max_sequences)
         self._inputs = {
             name: place.memory.share(session.inputs[name].dtype.itemsize * most)
             for name in ("input_ids", "write_index", "kv_length", "logit_rows")
         }
         self._length = np.zeros((), np.int32)  # read by the host's side of the runtime
-        self._decode_logits: Shared | None = None  # at one address, for captured graphs
-        self._scores: Shared | None = None
-        self._num_scores = 0
         self._capture()
 
     def _capture(self) -> None:
@@ -173,8 +190,13 @@ class OnnxRuntimeDecoder:
             self.wait()
         self.clear_blocks(slots)
 
-    def _run(self, work: _Work) -> Logits:
-        step, first_row, graph = work
+    def _finish(self) -> None:
+        assert self._running is not None, "no step computes"
+        running, self._running = self._running, None
+        running.result()
+
+    def _run(self, work: _Work) -> None:
+        step, first_row, graph, is_wanted = work
         session = self._session
         assert session is not None, "the engine is closed"
         lengths = step.write_index + np.int32(step.num_new)
@@ -183,7 +205,11 @@ class OnnxRuntimeDecoder:
         self._give("input_ids", step.input_ids)
         self._give("write_index", step.write_index)
         self._give("kv_length", lengths)
-        self._give("logit_rows", step.logit_rows)
+        logit_rows = step.logit_rows
+        if self.limits.num_best and not step.num_logits:
+            # One is always computed, and then of no use: CUDA's kernels do not reduce none.
+            logit_rows = np.array([step.input_ids.size - 1])
+        self._give("logit_rows", logit_rows)
         # What is captured is captured with it: as long as a slot can get.
         self._length[...] = lengths.max() if graph is None else self.limits.block_size
         if LENGTH_INPUT in session.inputs:
@@ -191,15 +217,11 @@ class OnnxRuntimeDecoder:
         for name, rows in self._cache.rows(first_row, len(step.write_index)):
             session.bind_input(name, rows.shape, rows.address)
             session.bind_output(name.replace("past", "present", 1), rows.shape, rows.address)
-        element, shape = session.outputs["logits"], (step.num_logits, self._vocab_size)
-        shared = self._logits(step.num_logits)
-        session.bind_output("logits", shape, shared.address)
+        self._logits.bind(len(logit_rows))
         session.run("a step", graph)
-        shared.download(element.dtype.itemsize * step.num_logits * self._vocab_size)
-        shared.wait()
+        self._logits.download(is_wanted)
         if self._place.memory.is_host:
             self._cache.keep_sound(step.write_index, first_row, step.num_new)
-        return to_fp32(shared.array(shape, element.dtype), element)
 
     def _give(self, name: str, array: NDArray[np.generic]) -> None:
         """Lets the session read an array's numbers."""
@@ -208,17 +230,3 @@ class OnnxRuntimeDecoder:
         shared.array(array.shape, array.dtype)[...] = array
         shared.upload(array.nbytes)
         self._session.bind_input(name, array.shape, shared.address)
-
-    def _logits(self, count: int) -> Shared:
-        """Room for so many logits: one for each sequence, or more where a prompt is scored."""
-        assert self._session is not None, "the engine is closed"
-        row_bytes = self._session.outputs["logits"].dtype.itemsize * self._vocab_size
-        if count <= self.limits.max_sequences:
-            if self._decode_logits is None:
-                size = self.limits.max_sequences * row_bytes
-                self._decode_logits = self._place.memory.share(size)
-            return self._decode_logits
-        if self._scores is None or count > self._num_scores:
-            self._num_scores = max(count, 2 * self._num_scores)  # the room before it is not reused
-            self._scores = self._place.memory.share(self._num_scores * row_bytes)
-        return self._scores

@@ -3,7 +3,8 @@
 The bodies of the graph's own two operators compute over whole slots, however few tokens are in
 them. Where ONNX Runtime's GroupQueryAttention says a layer's attention, it takes the place of both:
 it writes new keys and values into the slot and reads what is there. Elsewhere the operators stay,
-and the attention gets a copy of the part of the slots that has tokens.
+and the attention gets a copy of the part of the slots that has tokens. On a GPU the graph also
+reduces its logits (engine/graph/best.py).
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -16,6 +17,7 @@ from numpy.typing import DTypeLike
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 from enginehouse_server.engine.decoder import LayerGeometry
+from enginehouse_server.engine.graph import add_best
 from enginehouse_server.errors import PlanMismatchError
 
 from .elements import Element, element_of
@@ -39,10 +41,12 @@ class Lowered(NamedTuple):
             has. Caches must be given as inputs and outputs in the same memory.
         is_grouped: Whether GroupQueryAttention says every layer. LENGTH_INPUT may then be any
             number from that on to a slot's capacity, for the same answer.
+        num_best: Logits to which each row is reduced; 0 if it is not.
     """
 
     graph: bytes
     is_grouped: bool
+    num_best: int = 0
 
 
 def lower_decoder(
@@ -50,7 +54,7 @@ def lower_decoder(
     layers: Sequence[LayerGeometry],
     grouped: Collection[Element],
     *,
-    guards: bool = False,
+    on_device: bool = False,
 ) -> Lowered:
     """Reads the graph and replaces its attention and caches.
 
@@ -58,8 +62,9 @@ def lower_decoder(
         file: The canonical graph; its large weights stay where they are.
         layers: Shape of each layer's attention.
         grouped: Types that GroupQueryAttention takes where the graph will run.
-        guards: Whether what is no number must not get into a cache that attention by the graph's
-            own operator reads: nothing times it is still no number, for whoever has the slot next.
+        on_device: Whether the host cannot reach its memory. Then what is no number must not get
+            into a cache that attention by the graph's own operator reads: nothing times it is still
+            no number, for whoever has the slot next. And the logits are reduced.
 
     Raises:
         PlanMismatchError: The file is not such a graph.
@@ -76,14 +81,16 @@ def lower_decoder(
             "build the model again"
         )
     element = _cache_element(graph)
-    lowering = _Lowering(graph, layers, element, is_grouped=element in grouped, guards=guards)
+    lowering = _Lowering(graph, layers, element, is_grouped=element in grouped, guards=on_device)
     nodes = list(lowering.nodes())
     del graph.node[:]
     graph.node.extend(nodes)
     longest = helper.make_tensor_value_info(LENGTH_INPUT, TensorProto.INT32, [])
     graph.input.append(longest)
+    num_best = add_best(graph) if on_device else 0
     model.opset_import.append(helper.make_opsetid(_CONTRIB, 1))
-    return Lowered(model.SerializeToString(), all(map(lowering.is_grouped, layers)))
+    is_grouped = all(map(lowering.is_grouped, layers))
+    return Lowered(model.SerializeToString(), is_grouped, num_best)
 
 
 def _cache_element(graph: GraphProto) -> Element:

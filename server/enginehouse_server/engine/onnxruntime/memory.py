@@ -33,20 +33,22 @@ class Shared(Protocol):
         """Where the session has them."""
         ...
 
-    def array(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[np.generic]:
-        """The first of the host's as an array that shares them."""
+    def array(
+        self, shape: tuple[int, ...], dtype: DTypeLike, offset: int = 0
+    ) -> NDArray[np.generic]:
+        """Some of the host's, from a first byte on, as an array that shares them."""
         ...
 
     def upload(self, num_bytes: int) -> None:
         """Enqueues giving the first of the host's bytes to the session."""
         ...
 
-    def download(self, num_bytes: int) -> None:
-        """Enqueues giving the first of the session's bytes to the host."""
+    def download(self, num_bytes: int, offset: int = 0) -> None:
+        """Enqueues giving some of the session's bytes to the host, from a first one on."""
         ...
 
     def wait(self) -> None:
-        """Waits until the last download is done.
+        """Waits until the downloads are done.
 
         Raises:
             DeviceError: It, or what was enqueued before it, failed.
@@ -163,13 +165,15 @@ class _HostShared:
     def __init__(self, address: int, num_bytes: int) -> None:
         self.address, self._num_bytes = address, num_bytes
 
-    def array(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[np.generic]:
-        return array_at(self.address, self._num_bytes, shape, dtype)
+    def array(
+        self, shape: tuple[int, ...], dtype: DTypeLike, offset: int = 0
+    ) -> NDArray[np.generic]:
+        return array_at(self.address + offset, self._num_bytes - offset, shape, dtype)
 
     def upload(self, num_bytes: int) -> None:
         pass
 
-    def download(self, num_bytes: int) -> None:
+    def download(self, num_bytes: int, offset: int = 0) -> None:
         pass
 
     def wait(self) -> None:
@@ -183,16 +187,21 @@ class _CudaShared:
         self._device, self._stream, self._pinned = device, stream, pinned
         self.address, self._arrived = address, device.event()
 
-    def array(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[np.generic]:
-        return self._pinned.array(shape, dtype)
+    def array(
+        self, shape: tuple[int, ...], dtype: DTypeLike, offset: int = 0
+    ) -> NDArray[np.generic]:
+        address, num_bytes = self._pinned.address + offset, self._pinned.num_bytes - offset
+        return array_at(address, num_bytes, shape, dtype)
 
     def upload(self, num_bytes: int) -> None:
         if num_bytes:
             self._device.copy_to_device(self.address, self._pinned.address, num_bytes, self._stream)
 
-    def download(self, num_bytes: int) -> None:
+    def download(self, num_bytes: int, offset: int = 0) -> None:
         if num_bytes:
-            self._device.copy_to_host(self._pinned.address, self.address, num_bytes, self._stream)
+            self._device.copy_to_host(
+                self._pinned.address + offset, self.address + offset, num_bytes, self._stream
+            )
         self._stream.record(self._arrived)
 
     def wait(self) -> None:

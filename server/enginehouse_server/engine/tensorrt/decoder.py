@@ -2,35 +2,35 @@
 
 A step is a chunk of one sequence, at the address of its slot, or a token of each of several whose
 slots lie beside each other. All of a step is enqueued at once: a copy of what it is about, the run,
-a copy of its logits. Steps of as many sequences as before are one CUDA graph.
+copies of what is wanted of its logits. Steps of as many sequences as before are one CUDA graph.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from typing import Self, cast
+from typing import Self
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from enginehouse_server.engine.base import Logits
 from enginehouse_server.engine.cuda import CudaDevice
-from enginehouse_server.engine.decoder import DecoderSpec, StepItem
+from enginehouse_server.engine.decoder import DecoderSpec, ReducedLogits, StepItem
 from enginehouse_server.engine.rows import SlotRows
 from enginehouse_server.engine.slots import SlotStep, lay_out
 from enginehouse_server.errors import DeviceError, PlanMismatchError
 
-from .buffers import Staged, StagedArrays
+from .buffers import StagedArrays
 from .cache import DeviceSlots
 from .context import Binding
 from .decoder_plan import STEP_INPUTS, DecoderPlan, present_of
 from .failure import release_with
 from .flavour import Flavour, load_flavour
-from .graphs import Copy, Runner, Work
+from .graphs import Runner, Work
+from .logits import StagedLogits
 from .runtime import LoadedPlan
 
 __all__ = ["TensorRtDecoder"]
 
-_LOGIT_BYTES = 4
 _DTYPES: dict[str, DTypeLike] = {"INT64": np.int64, "INT32": np.int32}
 
 
@@ -62,9 +62,10 @@ class TensorRtDecoder:
             release_with(stack, activations.free)
             self._inputs = StagedArrays(device, self._input_sizes())
             release_with(stack, self._inputs.free)
-            self._of_decodes = _StagedLogits(device, self.limits.max_sequences, spec.vocab_size)
+            sizes = spec.vocab_size, plan.num_best
+            self._of_decodes = StagedLogits(device, self.limits.max_sequences, *sizes)
             release_with(stack, self._of_decodes.free)
-            self._of_prompts = _StagedLogits(device, plan.num_scored, spec.vocab_size)
+            self._of_prompts = StagedLogits(device, plan.num_scored, *sizes)
             release_with(stack, self._of_prompts.free)
             self._runner = Runner(loaded, device, activations, self.limits.max_sequences)
             self._slots = DeviceSlots(
@@ -75,7 +76,7 @@ class TensorRtDecoder:
             self._rows = SlotRows(self.limits.num_blocks, self._slots.swap)
             self._done = device.event()
             self._decodes: dict[tuple[int, int], Work] = {}
-            self._result: Callable[[], Logits] | None = None
+            self._computed: StagedLogits | None = None  # by the step that was started
             self._closing = stack.pop_all()
 
     def __enter__(self) -> Self:
@@ -91,7 +92,7 @@ class TensorRtDecoder:
 
     def start(self, items: Sequence[StepItem]) -> None:
         """Begins to compute a step; the items may be changed as soon as this returns."""
-        assert self._result is None, "a step computes already"
+        assert self._computed is None, "a step computes already"
         try:
             if all(len(item.tokens) == 1 for item in items):
                 self._start_decodes(items)
@@ -99,7 +100,7 @@ class TensorRtDecoder:
                 self._start_chunk(items)
             self._runner.stream.record(self._done)
         except DeviceError:
-            self._result = None
+            self._computed = None
             with suppress(DeviceError):  # what was enqueued must not read the next step
                 self._runner.stream.synchronize()
             raise
@@ -112,10 +113,16 @@ class TensorRtDecoder:
         Raises:
             DeviceError: The runtime failed; what the step was to write is undefined.
         """
-        assert self._result is not None, "no step computes"
-        result, self._result = self._result, None
-        self._done.synchronize()
-        return result()
+        logits = self._finished()
+        return logits.rows(0, logits.num_computed)
+
+    def wait_reduced(self) -> ReducedLogits:
+        """Waits for the step, in the place of `wait`; only where the limits' `num_best` is not 0.
+
+        Raises:
+            DeviceError: The runtime failed; what the step was to write is undefined.
+        """
+        return self._finished().reduced()
 
     def copy_block(self, source: int, target: int) -> None:
         """Copies the keys and values of a slot into another; not while a step computes."""
@@ -136,7 +143,8 @@ class TensorRtDecoder:
         if key not in self._decodes:
             shape = (len(items), 1)
             self._decodes[key] = self._work(self._plan.decode, 0, shape, key[1], self._of_decodes)
-        self._run(self._decodes[key], step, self._of_decodes, recurs=True)
+        self._run(self._decodes[key], step, recurs=True)
+        self._expect(items, self._of_decodes)
 
     def _start_chunk(self, items: Sequence[StepItem]) -> None:
         row = self._rows.row_of(items[0].blocks[0])
@@ -148,7 +156,8 @@ class TensorRtDecoder:
         )
         if not step.num_logits:  # one is always computed, and then of no use
             work = work._replace(outputs=())
-        self._run(work, step, self._of_prompts, recurs=False)
+        self._run(work, step, recurs=False)
+        self._expect(items, self._of_prompts)
 
     def _lay_out(
         self, items: Sequence[StepItem], rows: Sequence[int], places: Sequence[int]
@@ -159,7 +168,18 @@ class TensorRtDecoder:
             self._slots.use(place, begins=not item.num_cached)
         return step
 
-    def _run(self, work: Work, step: SlotStep, logits: "_StagedLogits", *, recurs: bool) -> None:
+    def _finished(self) -> StagedLogits:
+        assert self._computed is not None, "no step computes"
+        computed, self._computed = self._computed, None
+        self._done.synchronize()
+        return computed
+
+    def _expect(self, items: Sequence[StepItem], logits: StagedLogits) -> None:
+        is_wanted = np.array([not i.is_reduced for i in items for _ in range(i.num_logits)], bool)
+        logits.expect(is_wanted, self._runner.stream)
+        self._computed = logits
+
+    def _run(self, work: Work, step: SlotStep, *, recurs: bool) -> None:
         arrays = self._inputs.arrays
         values: dict[str, NDArray[np.integer]] = {
             "input_ids": step.input_ids.reshape(-1),
@@ -171,7 +191,6 @@ class TensorRtDecoder:
             values["logit_rows"] = np.array([step.input_ids.size - 1])
         for name, array in values.items():
             arrays[name][: len(array)] = array
-        self._result = lambda: logits.rows[: step.num_logits]
         self._runner.run(work, recurs=recurs)
 
     def _work(
@@ -180,7 +199,7 @@ class TensorRtDecoder:
         first_row: int,
         shape: tuple[int, ...],
         num_logits: int,
-        logits: "_StagedLogits",
+        logits: StagedLogits,
     ) -> Work:
         batch = shape[0]
         places = self._slots.addresses(first_row)
@@ -195,7 +214,7 @@ class TensorRtDecoder:
             **self._inputs.addresses,
             **places,
             **{present_of(name): address for name, address in places.items()},
-            "logits": logits.address,
+            **logits.addresses(num_logits),
         }
         return Work(
             Binding(profile, (*sizes.items(), *caches.items()), tuple(addresses.items())),
@@ -214,49 +233,3 @@ class TensorRtDecoder:
                 "integers: build the model again"
             )
         return {name: (count, _DTYPES[tensors[name].dtype]) for name, count in counts.items()}
-
-
-class _StagedLogits:
-    """Rows of logits on both sides.
-
-    Attributes:
-        rows: Of the host, `[rows, vocab]`.
-    """
-
-    def __init__(self, device: CudaDevice, num_rows: int, vocab_size: int) -> None:
-        self._device, self._vocab_size, self._num_rows = device, vocab_size, 0
-        self._staged: Staged | None = None
-        self.rows: Logits = np.empty((0, vocab_size), np.float32)
-        self.reserve(num_rows)
-
-    @property
-    def address(self) -> int:
-        """On the device."""
-        assert self._staged is not None, "freed"
-        return self._staged.address()
-
-    def reserve(self, num_rows: int) -> None:
-        """Makes room for more rows, elsewhere; nothing may be using those there are.
-
-        Raises:
-            DeviceError: There is not as much memory.
-        """
-        if num_rows <= self._num_rows:
-            return
-        self.free()
-        count = num_rows * self._vocab_size
-        self._staged = Staged(self._device, _LOGIT_BYTES * count)
-        found = self._staged.array(0, count, np.float32).reshape(num_rows, self._vocab_size)
-        self.rows, self._num_rows = cast(Logits, found), num_rows
-
-    def copy(self, num_rows: int) -> Copy:
-        """Of the first rows to the host."""
-        assert self._staged is not None, "freed"
-        return self._staged.copy(num_rows * self._vocab_size * _LOGIT_BYTES)
-
-    def free(self) -> None:
-        """Gives the memory back. Twice is once."""
-        self.rows = np.empty((0, self._vocab_size), np.float32)
-        if self._staged is not None:
-            self._staged.free()
-        self._staged, self._num_rows = None, 0

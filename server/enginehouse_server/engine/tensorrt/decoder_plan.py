@@ -5,10 +5,12 @@ import math
 
 from enginehouse_server.engine.cuda import DeviceMemory
 from enginehouse_server.engine.decoder import DecoderLimits, DecoderSpec
+from enginehouse_server.engine.reduction import BEST_LOGITS, BEST_TOKENS, REDUCED, WEIGHT_SUMS
 from enginehouse_server.errors import PlanMismatchError
 
 from .buffers import ALIGNMENT, aligned
 from .cache import DeviceSlots
+from .logits import num_staged_bytes
 from .memory import MemoryPlan, usable
 from .runtime import LoadedPlan
 
@@ -17,7 +19,7 @@ __all__ = ["STEP_INPUTS", "DecoderPlan"]
 _log = logging.getLogger(__name__)
 STEP_INPUTS = ("input_ids", "write_index", "kv_length", "logit_rows")
 _SHARE_OF_FREE_MEMORY = 0.5
-_ID_BYTES, _LOGIT_BYTES = 8, 4
+_ID_BYTES = 8
 _MOST_SCORED = 64  # logits of a prompt's tokens that are planned for; more are allocated when asked
 _REMEDY = (
     "lower --max-running or --cache-memory, end what else uses the device, or build the model with "
@@ -35,6 +37,7 @@ class DecoderPlan:
         row_bytes: Of a slot, by name of the cached input.
         cache_shapes: Of a slot without its row, by name of the cached input.
         activation_bytes: That either profile works in.
+        num_best: Logits to which it reduces each row; 0 of plans from before there was that.
     """
 
     def __init__(self, plan: LoadedPlan, spec: DecoderSpec) -> None:
@@ -65,6 +68,7 @@ class DecoderPlan:
         logits = tensors.get("logits")
         if logits is None or (logits.dtype, logits.shape[-1]) != ("FLOAT", spec.vocab_size):
             raise self._mismatch(f"gives logits as {logits and (logits.dtype, *logits.shape)}")
+        self.num_best = self._reduction()
         self.cache_shapes = {name: tensors[name].shape[1:] for name in expected}
         self.row_bytes = {
             name: math.prod(shape) * tensors[name].item_bytes
@@ -123,6 +127,7 @@ class DecoderPlan:
             max_sequences=num_slots,
             mixes=False,
             shares_blocks=False,
+            num_best=self.num_best,
         )
 
     def memory(self, num_slots: int) -> MemoryPlan:
@@ -137,10 +142,27 @@ class DecoderPlan:
 
     @property
     def _staging_bytes(self) -> int:
-        num_rows = self.num_scored + self.max_sequences
         most = max(self.max_step_tokens, self.max_sequences)
         inputs = len(STEP_INPUTS) * aligned(_ID_BYTES * most)
-        return inputs + _LOGIT_BYTES * num_rows * self._spec.vocab_size
+        return inputs + sum(
+            num_staged_bytes(num_rows, self._spec.vocab_size, self.num_best)
+            for num_rows in (self.num_scored, self.max_sequences)
+        )
+
+    def _reduction(self) -> int:
+        found = {name: t for name, t in self.plan.tensors.items() if name in REDUCED}
+        if not found:
+            return 0
+        width = found[BEST_LOGITS].shape[-1] if BEST_LOGITS in found else 0
+        expected = {
+            BEST_LOGITS: ("FLOAT", (-1, width)),
+            BEST_TOKENS: ("INT32", (-1, width)),
+            WEIGHT_SUMS: ("FLOAT", (-1,)),
+        }
+        given = {name: (t.dtype, t.shape) for name, t in found.items()}
+        if given != expected or not 0 < width <= self._spec.vocab_size:
+            raise self._mismatch(f"reduces logits to {given}")
+        return width
 
     def _mismatch(self, what: str) -> PlanMismatchError:
         return PlanMismatchError(

@@ -4,7 +4,7 @@
 parser knows. A standard Attention would be parsed wrongly: its lengths are dropped and its causal
 mask is turned upper left. What the fused layer cannot say is a mask, or written out in standard
 operators. The two have bodies of standard operators in the file, so that the very same graph also
-runs on ONNX Runtime.
+runs on ONNX Runtime. Beside its logits the lowered graph has them reduced (engine/graph/best.py).
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,6 +18,7 @@ from numpy.typing import DTypeLike
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from enginehouse_server.engine.decoder import LayerGeometry
+from enginehouse_server.engine.graph import add_best
 from enginehouse_server.errors import PlanMismatchError
 
 from .plan import slot_capacity
@@ -71,6 +72,7 @@ def lower_decoder(
     nodes = list(lowering.nodes())
     del model.graph.node[:]
     model.graph.node.extend(nodes)
+    add_best(model.graph)
     _fix_capacity(model, slot_capacity(max_tokens))
     del model.functions[:]
     model.functions.extend(onnx.parser.parse_function(text) for text in (_ATTENTION, _UPDATE))

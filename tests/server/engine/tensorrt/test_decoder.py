@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from enginehouse_server.engine.create import create_decoder
 from enginehouse_server.engine.decoder import DecoderEngine, DecoderSpec, LayerGeometry, StepItem
+from enginehouse_server.engine.graph import NUM_BEST
+from enginehouse_server.engine.reduction import ReducedLayout
 from enginehouse_server.errors import DeviceError, DeviceLostError, PlanMismatchError
 from tests.conftest import Decoder
 from tests.fixtures.attention import VOCABULARY, attend, make_tables, write_attention
@@ -213,7 +215,8 @@ def test_all_of_a_step_is_enqueued_before_it_is_waited_for(
     device.gate.clear()
     device.log.clear()
     engine.start([StepItem([0], 20, SEQUENCES[0][20:21])])
-    assert [what for what, _ in device.log] == ["copy in", "run", "copy out"]
+    copies_out = ["copy out"] * 2  # of the best logits, and then of all of them
+    assert [what for what, _ in device.log] == ["copy in", "run", *copies_out]
     device.gate.set()
     engine.wait()
 
@@ -254,7 +257,9 @@ def test_a_device_with_room_for_few_slots_has_few_and_without_any_refuses(
 ) -> None:
     size = spec.model.stat().st_size
     row = 96 * 4 * sum(g.num_kv_heads * (g.key_dim + g.value_dim) for g in spec.layers)
-    others = 2 * 4096 + 4 * VOCAB * (64 + 4) + 4 * 512  # activations, logits, what a step is about
+    reduced = sum(ReducedLayout(num_rows, NUM_BEST).num_bytes for num_rows in (64, 4))
+    # Activations, logits, what a step is about.
+    others = 2 * 4096 + 4 * VOCAB * (64 + 4) + reduced + 4 * 512
     enough = int((size + others + 7 * row) / 0.98)
     module = install(monkeypatch, memory_bytes=enough)
     with closing(create_decoder("tensorrt", replace(spec, cache_bytes=0))) as engine:

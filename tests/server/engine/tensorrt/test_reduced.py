@@ -1,0 +1,143 @@
+"""Logits that a plan reduces on the device: what comes back, when, and what still can."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from enginehouse_server.engine.create import create_decoder
+from enginehouse_server.engine.decoder import (
+    DecoderSpec,
+    ReducedLogits,
+    ReducingDecoder,
+    StepItem,
+)
+from enginehouse_server.engine.graph import NUM_BEST
+from enginehouse_server.engine.reduction import REDUCED, ReducedLayout
+from enginehouse_server.errors import PlanMismatchError
+from tests.conftest import Decoder
+from tests.fixtures.decoders import DecoderExport
+from tests.fixtures.driving import run_step
+from tests.fixtures.trt_double import DoubleModule
+from tests.fixtures.trt_double.plans import decoder_plan
+
+VOCAB = 800
+ROW = 4 * VOCAB
+TOKENS = np.random.default_rng(0).integers(0, VOCAB, 90).tolist()
+
+
+@pytest.fixture(scope="module")
+def made(decoder: Decoder) -> DecoderExport:
+    return decoder("llama")
+
+
+@pytest.fixture(scope="module")
+def spec(made: DecoderExport, tmp_path_factory: pytest.TempPathFactory) -> DecoderSpec:
+    return decoder_plan(made.spec(), tmp_path_factory.mktemp("plan"))
+
+
+@pytest.fixture
+def engine(double: DoubleModule, spec: DecoderSpec) -> Iterator[ReducingDecoder]:
+    with closing(create_decoder("tensorrt", spec)) as opened:
+        assert isinstance(opened, ReducingDecoder)
+        assert opened.limits.num_best == NUM_BEST
+        yield opened
+
+
+def reduced_bytes(num_rows: int) -> int:
+    return ReducedLayout(num_rows, NUM_BEST).num_bytes
+
+
+def reduce(engine: ReducingDecoder, *items: StepItem) -> ReducedLogits:
+    engine.start(items)
+    return engine.wait_reduced()
+
+
+def check(found: ReducedLogits) -> None:
+    """It says of each row what all its logits say."""
+    best, tokens, sums = (array.copy() for array in found[:3])
+    rows = found.fetch(0, len(best)).copy()
+    np.testing.assert_array_equal(best, -np.sort(-rows)[:, :NUM_BEST])
+    np.testing.assert_array_equal(np.take_along_axis(rows, tokens.astype(int), axis=1), best)
+    assert all(len(set(row)) == NUM_BEST for row in tokens.tolist())
+    np.testing.assert_allclose(sums, np.exp(rows - best[:, :1]).sum(axis=1), rtol=1e-5)
+
+
+def test_the_best_of_a_prompt_s_last_rows_are_those_of_all_logits(
+    engine: ReducingDecoder, made: DecoderExport
+) -> None:
+    check(reduce(engine, StepItem([1], 0, TOKENS[:40], 7, is_reduced=True)))
+    found = reduce(engine, StepItem([1], 40, TOKENS[40:41], is_reduced=True))
+    expected = made.original_logits(TOKENS[:41])[-1]
+    np.testing.assert_allclose(found.best[0], -np.sort(-expected)[:NUM_BEST], atol=1e-4)
+    check(found)
+
+
+def test_steps_of_every_kind_and_number_reduce_to_what_they_are(engine: ReducingDecoder) -> None:
+    for slot in range(4):
+        run_step(engine, StepItem([slot], 0, TOKENS[slot : slot + 20], 0))
+    for place in range(20, 32):  # by the first of which graphs are captured
+        slots = range(1 + place % 4)
+        items = [StepItem([s], place, TOKENS[place + s :][:1], 1, s != 1) for s in slots]
+        check(reduce(engine, *items))
+
+
+def test_only_the_best_are_copied_until_others_are_wanted(
+    engine: ReducingDecoder, double: DoubleModule
+) -> None:
+    for slot in range(4):
+        run_step(engine, StepItem([slot], 0, TOKENS[slot : slot + 20], 0))
+    assert double.device.copied == [], "no logits were wanted"
+    for wanted in ((), (1, 2), (0, 3)) * 3:
+        double.device.copied.clear()
+        items = [StepItem([s], 20, TOKENS[20:21], 1, s not in wanted) for s in range(4)]
+        engine.start(items)
+        found = engine.wait_reduced()
+        runs = {(): [], (1, 2): [2], (0, 3): [1, 1]}[wanted]
+        assert double.device.copied == [reduced_bytes(4), *(n * ROW for n in runs)]
+        whole = found.fetch(0, 4)
+        assert sum(double.device.copied[1:]) == 4 * ROW, "what was there is not copied again"
+        found.fetch(1, 3)[:] = 0  # the caller's
+        assert sum(double.device.copied[1:]) == 4 * ROW
+        assert not whole[1:3].any()
+    [graph] = [g for g in double.device.graphs if g.num_launches > 1]
+    assert graph.num_launches == 8, "whatever is wanted, it is one graph"
+
+
+def test_whoever_waits_for_all_logits_gets_them_whatever_was_said(
+    engine: ReducingDecoder, made: DecoderExport
+) -> None:
+    found = run_step(engine, StepItem([0], 0, TOKENS[:30], 3, is_reduced=True))
+    np.testing.assert_allclose(found, made.original_logits(TOKENS[:30])[-3:], atol=1e-4)
+
+
+def test_more_rows_than_were_planned_for_are_reduced_too(
+    made: DecoderExport, double: DoubleModule, tmp_path: Path
+) -> None:
+    spec = decoder_plan(made.spec(max_step_tokens=96), tmp_path)
+    with closing(create_decoder("tensorrt", spec)) as engine:
+        assert isinstance(engine, ReducingDecoder)
+        check(reduce(engine, StepItem([0], 0, TOKENS[:80], 80, is_reduced=True)))
+        check(reduce(engine, StepItem([0], 80, TOKENS[80:81], is_reduced=True)))
+
+
+def test_a_plan_of_an_earlier_build_gives_all_logits(
+    made: DecoderExport, double: DoubleModule, tmp_path: Path
+) -> None:
+    spec = decoder_plan(made.spec(), tmp_path, without=REDUCED)
+    with closing(create_decoder("tensorrt", spec)) as engine:
+        assert engine.limits.num_best == 0
+        for place in range(4):
+            found = run_step(engine, StepItem([0], place, TOKENS[place : place + 1]))
+        assert double.device.copied == [ROW] * 4
+    np.testing.assert_allclose(found, made.original_logits(TOKENS[:4])[-1:], atol=1e-4)
+
+
+def test_a_plan_that_reduces_to_something_else_is_refused(
+    made: DecoderExport, double: DoubleModule, tmp_path: Path
+) -> None:
+    spec = decoder_plan(made.spec(), tmp_path, without=["weight_sums"])
+    with pytest.raises(PlanMismatchError, match=r"reduces logits to .*best_tokens.*build the"):
+        create_decoder("tensorrt", spec)
