@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from enginehouse_server.engine.base import EncoderSpec, Precision, Shape
 from enginehouse_server.engine.create import create_decoder, create_encoder, describe
 from enginehouse_server.engine.decoder import DecoderEngine, StepItem
-from enginehouse_server.engine.graph.floats import to_half
+from enginehouse_server.engine.graph import NUM_BEST, to_half
 from tests.conftest import Checkpoint, Decoder
-from tests.fixtures.driving import run_step
+from tests.fixtures.driving import check_reduction, reduce_step, run_step
 from tests.fixtures.sums import Row
 
 pytestmark = pytest.mark.gpu("onnxruntime")
@@ -152,3 +152,21 @@ def test_copied_and_cleared_slots_are_what_they_should_be(original: Original) ->
     np.testing.assert_allclose(
         run_step(original.engine, StepItem([3], 9, SEQUENCES[0][9:10])), one, atol=1e-3
     )
+
+
+def test_logits_are_reduced_to_their_best_in_steps_of_every_kind(original: Original) -> None:
+    for slot in range(4):
+        item = StepItem([slot], 0, SEQUENCES[slot][:20], 3, is_reduced=True)
+        check_reduction(reduce_step(original.engine, item), NUM_BEST)
+    lengths = [20] * 4
+    for step in range(12):
+        slots = range(1 + step % 4)
+        items = [
+            StepItem([s], lengths[s], SEQUENCES[s][lengths[s] : lengths[s] + 1], 1, s != 1)
+            for s in slots
+        ]
+        found = reduce_step(original.engine, *items)
+        original.check(found.fetch(0, len(items)), [(s, lengths[s]) for s in slots])
+        check_reduction(found, NUM_BEST)
+        for slot in slots:
+            lengths[slot] += lengths[slot] + 1 < len(SEQUENCES[slot])

@@ -7,13 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from enginehouse_server.engine.base import Logits
-from enginehouse_server.engine.decoder import DecoderEngine, StepItem
+from enginehouse_server.engine.decoder import MOST_LOGITS, DecoderEngine, StepItem
 
 from .continuations import Continuation
 
 __all__ = ["Scores", "score"]
-
-_PIECE = 128  # tokens: bounds the logits that are in memory
 
 
 class Scores(NamedTuple):
@@ -80,7 +78,7 @@ def _rows(engine: DecoderEngine, tokens: Sequence[int], first: int) -> Iterator[
     """Logits after each token from the `first` on, in pieces, each with the index of its first."""
     limits = engine.limits
     blocks = range(-(-len(tokens) // limits.block_size))
-    size = min(_PIECE, limits.max_step_tokens)
+    size = min(MOST_LOGITS, limits.max_step_tokens)
     for start in range(0, len(tokens), size):
         piece = tokens[start : start + size]
         wanted = min(len(piece), max(0, start + len(piece) - first))

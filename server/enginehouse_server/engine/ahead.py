@@ -69,11 +69,19 @@ def _encode(inputs: Sequence[str], shapes: Sequence[Shape]) -> Profile:
     return Profile("encode", tuple(TensorRange(name, least, tuple(usual), most) for name in inputs))
 
 
-def lower_graph(model: Path, order: PlanOrder, folder: Path) -> tuple[Path, Lowered]:
+def lower_graph(
+    model: Path, order: PlanOrder, folder: Path, *, reduces: bool = True
+) -> tuple[Path, Lowered]:
     """The graph in TensorRT's operators, in a folder of the same disk, and what it has of them.
 
     An encoder's has none of its own and stays where it is. The lowered graph has bodies for them
     too, so that ONNX Runtime computes what the plan does.
+
+    Args:
+        model: The graph in the plan's types.
+        order: What plan is wanted.
+        folder: Where the lowered graph goes.
+        reduces: Whether it is to reduce its logits, which is of no use on a processor.
 
     Raises:
         PlanMismatchError: It is no such graph.
@@ -81,7 +89,7 @@ def lower_graph(model: Path, order: PlanOrder, folder: Path) -> tuple[Path, Lowe
     if not order.layers:
         return model, Lowered(0, 0)
     target = folder / _LOWERED
-    return target, lower_decoder(model, target, order.layers, order.max_tokens)
+    return target, lower_decoder(model, target, order.layers, order.max_tokens, reduces=reduces)
 
 
 def compile_graph(model: Path, order: PlanOrder, target: Path, progress: Progress) -> PlanReport:

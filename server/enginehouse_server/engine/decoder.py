@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from .base import Logits, PlanTraits, Precision
 
 __all__ = [
+    "MOST_LOGITS",
     "AttentionKind",
     "CachePrecision",
     "DecoderEngine",
@@ -32,6 +33,7 @@ __all__ = [
 DecoderPrecision = Precision
 CachePrecision = Literal["fp32", "bf16", "fp16", "u8"]
 AttentionKind = Literal["paged", "slots"]
+MOST_LOGITS = 128  # rows of one item: they are much memory, and plans are compiled for no more
 
 
 class LayerGeometry(NamedTuple):
@@ -133,7 +135,7 @@ class StepItem(NamedTuple):
         num_cached: Tokens of the sequence that the cache has already.
         tokens: The next tokens, at least one. Their keys and values are written into the blocks.
         num_logits: For how many of the last `tokens` logits are wanted: 0 for a chunk of a prompt
-            that goes on, 1 to choose a next token, more to score a prompt.
+            that goes on, 1 to choose a next token, more to score a prompt, up to MOST_LOGITS.
         is_reduced: Whether the largest logits of each row are likely to do, so that a
             `ReducingDecoder` need not copy the others from its device before they are asked for.
     """

@@ -7,6 +7,7 @@ them. Knows neither the graph that computes them (engine/graph/best.py) nor a ru
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -66,8 +67,13 @@ class ReducedLayout:
             fetch: As in the result.
         """
         shapes, offsets = self.shapes, self.offsets
-        kinds: dict[str, DTypeLike] = {BEST_TOKENS: np.int32}
-        found = [
-            array(offsets[name], shapes[name], kinds.get(name, np.float32)) for name in REDUCED
-        ]
-        return ReducedLogits(*found, fetch)  # type: ignore[arg-type]
+        best, tokens, sums = (
+            array(offsets[name], shapes[name], dtype)
+            for name, dtype in zip(REDUCED, (np.float32, np.int32, np.float32), strict=True)
+        )
+        return ReducedLogits(
+            cast(NDArray[np.float32], best),
+            cast(NDArray[np.int32], tokens),
+            cast(NDArray[np.float32], sums),
+            fetch,
+        )

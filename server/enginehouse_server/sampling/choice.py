@@ -4,7 +4,7 @@ A row is cut before anything is sorted: whatever is drawn costs a pass or two ov
 """
 
 from math import log
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ __all__ = [
 ]
 
 Real = TypeVar("Real", np.float32, np.float64)
+Weights: TypeAlias = NDArray[np.float32] | NDArray[np.float64]
 
 # Below it a difference of 1e-3 between logits is a factor of e**100: the most likely token.
 GREEDY_TEMPERATURE = 1e-5
@@ -35,7 +36,7 @@ class Kept(NamedTuple):
     """Tokens of which one is drawn, and their weights; in the order that decides which."""
 
     ids: NDArray[np.int64]
-    weights: NDArray[np.float64]
+    weights: Weights
 
     def draw(self, uniform: float) -> int:
         """The token where `uniform`, 0 to below 1, falls in the distribution."""
@@ -132,7 +133,7 @@ def weigh(values: NDArray[Real], best: float, temperature: float) -> NDArray[Rea
     return weights
 
 
-def _place(weights: NDArray[Real], uniform: float) -> int:
+def _place(weights: Weights, uniform: float) -> int:
     """Where `uniform` falls among weights laid end to end; never on a weight of 0.
 
     Accumulating is slow where summing is not, so that groups are summed, and accumulated only

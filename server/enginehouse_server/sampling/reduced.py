@@ -17,13 +17,7 @@ from numpy.typing import NDArray
 
 from enginehouse_server.engine.decoder import ReducedLogits
 
-from .choice import (
-    Kept,
-    keep_by_share,
-    keep_first,
-    least_of_share,
-    weigh,
-)
+from .choice import Kept, keep_by_share, keep_first, least_of_share, weigh
 from .logprobs import TokenLogprobs
 from .sampler import Choice, choose, failed
 from .settings import SamplingSettings
@@ -60,7 +54,7 @@ def choose_reduced(
         choice: Choice | None = None
         try:
             if state.takes_reduced and is_known[i]:
-                choice = _choose_one(_Row.of(logits, row), int(firsts[i]), state)
+                choice = _choose_one(logits, row, int(firsts[i]), state)
             if choice is None:
                 [choice] = choose(logits.fetch(row, row + 1), [state])
         except Exception as error:
@@ -108,11 +102,14 @@ class _Row(NamedTuple):
         return self._replace(values=values, ids=ids, best=float(values[0]))
 
 
-def _choose_one(row: _Row, first: int, state: SamplingState) -> Choice | None:
-    """The choice, if what is known of the row decides it."""
+def _choose_one(
+    logits: ReducedLogits, number: int, first: int, state: SamplingState
+) -> Choice | None:
+    """The choice, if what is known of the row decides it; `first` is the largest's token."""
     settings, banned = state.settings, state.banned()
     if settings.num_logprobs is None and state.is_greedy and not len(banned):
         return Choice(first)
+    row = _Row.of(logits, number)
     if not row.has(settings.num_logprobs or 0):
         return None
     left = row.without(banned) if len(banned) else row

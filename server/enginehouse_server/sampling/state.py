@@ -120,9 +120,12 @@ class SamplingState:
 
     def banned(self) -> NDArray[np.int64]:
         """The tokens that must not come, of a sequence without a structure; some perhaps twice."""
-        next_ones = np.array(list(self._banned_next()), np.int64)
-        ends = self._banned_first if self._may_not_end else self._banned_first[:0]
-        return np.concatenate([self._always_banned, next_ones, ends])
+        parts = [self._always_banned]
+        if self._bad_words:
+            parts.append(np.array(list(self._banned_next()), np.int64))
+        if self._may_not_end:
+            parts.append(self._banned_first)
+        return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
     @property
     def _may_not_end(self) -> bool:

@@ -90,6 +90,7 @@ class GenerateScheduler:
         """
         self._engine, self._compiler, self._policy = engine, compiler, policy
         self._pace, self._on_step, self._on_lost = pace, on_step, on_lost
+        self._reducing = engine if isinstance(engine, ReducingDecoder) else None
         self._admission = GenerateAdmission(engine.limits, policy)
         self._roster = self._new_roster()
         self._outbox = Outbox(deliver)
@@ -277,9 +278,9 @@ class GenerateScheduler:
         self._deliver()
         self._is_computing = False  # also when waiting fails
         logits = self._wait()
-        self._step_began_at = None
         ended_at = monotonic()
         self._pending += self._roster.finish(step, logits, ended_at)
+        self._step_began_at = None  # what was wanted of the logits has come, too
         self._done = _Done(step, ended_at - started_at)
 
     def _start(self, step: Step, now: float) -> None:
@@ -295,10 +296,9 @@ class GenerateScheduler:
             part.sequence.note_start(now)
 
     def _wait(self) -> Logits | ReducedLogits:
-        engine = self._engine
-        if any(item.is_reduced for item in self._items) and isinstance(engine, ReducingDecoder):
-            return engine.wait_reduced()
-        return engine.wait()
+        if self._reducing is not None and any(item.is_reduced for item in self._items):
+            return self._reducing.wait_reduced()
+        return self._engine.wait()
 
     def _new_roster(self) -> Roster:
         return Roster(self._engine.limits, self._policy, self._pace.prompt_tokens_beside)

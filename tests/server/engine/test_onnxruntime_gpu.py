@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from enginehouse_server.engine.base import EncoderSpec, Shape
 from enginehouse_server.engine.decoder import DecoderSpec, StepItem
-from enginehouse_server.engine.graph.floats import to_half
+from enginehouse_server.engine.graph import NUM_BEST, to_half
 from enginehouse_server.engine.onnxruntime import OnnxRuntimeDecoder, OnnxRuntimeEncoder
 from enginehouse_server.engine.onnxruntime.device import check_installed, describe_device
 from enginehouse_server.engine.onnxruntime.elements import BF16, FP16, FP32, Element, to_fp32
@@ -26,7 +26,7 @@ from enginehouse_server.engine.onnxruntime.session import BoundSession, open_ses
 from enginehouse_server.errors import DeviceError, DeviceLostError, PlanMismatchError
 from tests.conftest import Decoder
 from tests.fixtures.cuda_double import CudaDouble
-from tests.fixtures.driving import run_step
+from tests.fixtures.driving import check_reduction, reduce_step, run_step
 from tests.fixtures.sums import VOCABULARY, Row, expected
 from tests.server.engine.test_encoders import spec  # noqa: F401
 
@@ -198,6 +198,24 @@ def test_slots_come_and_go_and_keep_what_they_hold(original: Original) -> None:
         original.check(run_step(original.engine, *items), [(s, lengths[s]) for s in chosen])
         for s in chosen:
             lengths[s] += 1
+
+
+def test_logits_are_reduced_to_their_best_in_steps_of_every_kind(original: Original) -> None:
+    for slot in range(4):
+        item = StepItem([slot], 0, SEQUENCES[slot][:20], 3, is_reduced=True)
+        check_reduction(reduce_step(original.engine, item), NUM_BEST)
+    lengths = [20] * 4
+    for step in range(12):
+        slots = range(1 + step % 4)
+        items = [
+            StepItem([s], lengths[s], SEQUENCES[s][lengths[s] : lengths[s] + 1], 1, s != 1)
+            for s in slots
+        ]
+        found = reduce_step(original.engine, *items)
+        original.check(found.fetch(0, len(items)), [(s, lengths[s]) for s in slots])
+        check_reduction(found, NUM_BEST)
+        for slot in slots:
+            lengths[slot] += lengths[slot] + 1 < len(SEQUENCES[slot])
 
 
 def test_a_copied_slot_goes_on_by_itself_and_a_cleared_one_holds_nothing(

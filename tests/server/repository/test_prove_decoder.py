@@ -98,7 +98,7 @@ class Reducing(Answering):
         given = {"best": best, "tokens": tokens, "weight_sums": sums}
         for name, last in wrong.items():
             given[name][-1] = last
-        self._reduced = ReducedLogits(**given, fetch=lambda begin, end: rows[begin:end])  # type: ignore[arg-type]
+        self._reduced = ReducedLogits(**given, fetch=lambda begin, end: rows[begin:end])
 
     def wait_reduced(self) -> ReducedLogits:
         return self._reduced

@@ -4,7 +4,7 @@
 parser knows. A standard Attention would be parsed wrongly: its lengths are dropped and its causal
 mask is turned upper left. What the fused layer cannot say is a mask, or written out in standard
 operators. The two have bodies of standard operators in the file, so that the very same graph also
-runs on ONNX Runtime. Beside its logits the lowered graph has them reduced (engine/graph/best.py).
+runs on ONNX Runtime. For a device the lowered graph also reduces its logits (engine/graph/best.py).
 """
 
 from collections.abc import Iterator, Sequence
@@ -48,7 +48,12 @@ class Lowered:
 
 
 def lower_decoder(
-    file: Path, target: Path, layers: Sequence[LayerGeometry], max_tokens: int
+    file: Path,
+    target: Path,
+    layers: Sequence[LayerGeometry],
+    max_tokens: int,
+    *,
+    reduces: bool = True,
 ) -> Lowered:
     """Writes the lowered graph; weights stay in the file that has them, which is linked beside it.
 
@@ -57,6 +62,7 @@ def lower_decoder(
         target: Where the lowered one goes, in a folder of the same disk.
         layers: Shape of each layer's attention.
         max_tokens: Longest sequence: it makes the capacity of the slots, which is fixed.
+        reduces: Whether the graph is to reduce its logits: of use where they are not the host's.
 
     Raises:
         PlanMismatchError: The file is not such a graph.
@@ -72,7 +78,8 @@ def lower_decoder(
     nodes = list(lowering.nodes())
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    add_best(model.graph)
+    if reduces:
+        add_best(model.graph)
     _fix_capacity(model, slot_capacity(max_tokens))
     del model.functions[:]
     model.functions.extend(onnx.parser.parse_function(text) for text in (_ATTENTION, _UPDATE))

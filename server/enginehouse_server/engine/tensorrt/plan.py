@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from enginehouse_server.engine.decoder import LayerGeometry
+from enginehouse_server.engine.decoder import MOST_LOGITS, LayerGeometry
 
 from .flavour import Flavour
 
@@ -128,9 +128,17 @@ def decoder_profiles(
     the end of its keys. So there is one sequence in a chunk, and one token in each row of several.
     """
     chunk = min(max_step_tokens, max_tokens)
+    # One row of logits is usual of a chunk. What is planned for more, of a whole vocabulary each,
+    # is the largest that there is to compute in.
+    num_logits = (1, 1, min(MOST_LOGITS, chunk))
     return (
         _profile(
-            "prefill", layers, slot_capacity(max_tokens), (1, 1, 1), (1, min(64, chunk), chunk)
+            "prefill",
+            layers,
+            slot_capacity(max_tokens),
+            (1, 1, 1),
+            (1, min(64, chunk), chunk),
+            num_logits,
         ),
         _profile(
             "decode",
@@ -138,6 +146,7 @@ def decoder_profiles(
             slot_capacity(max_tokens),
             (1, min(8, max_sequences), max_sequences),
             (1, 1, 1),
+            (1, min(8, max_sequences), max_sequences),
         ),
     )
 
@@ -148,8 +157,9 @@ def _profile(
     capacity: int,
     batches: tuple[int, int, int],
     lengths: tuple[int, int, int],
+    num_logits: tuple[int, int, int],
 ) -> Profile:
-    """The shapes of least, usual and most sequences and tokens of each."""
+    """The shapes of least, usual and most sequences, tokens of each, and rows of logits."""
 
     def of(name: str, shape: Callable[[int, int], tuple[int, ...]]) -> TensorRange:
         return TensorRange(name, *map(shape, batches, lengths))
@@ -158,7 +168,7 @@ def _profile(
         of("input_ids", lambda batch, length: (batch, length)),
         of("write_index", lambda batch, _: (batch,)),
         of("kv_length", lambda batch, _: (batch,)),
-        of("logit_rows", lambda batch, length: (batch * length,)),
+        TensorRange("logit_rows", *((count,) for count in num_logits)),
     ]
     for kind in ("key", "value"):
         for i, layer in enumerate(layers):

@@ -10,7 +10,6 @@ import pytest
 from enginehouse_server.engine.create import create_decoder
 from enginehouse_server.engine.decoder import (
     DecoderSpec,
-    ReducedLogits,
     ReducingDecoder,
     StepItem,
 )
@@ -19,7 +18,7 @@ from enginehouse_server.engine.reduction import REDUCED, ReducedLayout
 from enginehouse_server.errors import PlanMismatchError
 from tests.conftest import Decoder
 from tests.fixtures.decoders import DecoderExport
-from tests.fixtures.driving import run_step
+from tests.fixtures.driving import check_reduction, reduce_step, run_step
 from tests.fixtures.trt_double import DoubleModule
 from tests.fixtures.trt_double.plans import decoder_plan
 
@@ -50,29 +49,16 @@ def reduced_bytes(num_rows: int) -> int:
     return ReducedLayout(num_rows, NUM_BEST).num_bytes
 
 
-def reduce(engine: ReducingDecoder, *items: StepItem) -> ReducedLogits:
-    engine.start(items)
-    return engine.wait_reduced()
-
-
-def check(found: ReducedLogits) -> None:
-    """It says of each row what all its logits say."""
-    best, tokens, sums = (array.copy() for array in found[:3])
-    rows = found.fetch(0, len(best)).copy()
-    np.testing.assert_array_equal(best, -np.sort(-rows)[:, :NUM_BEST])
-    np.testing.assert_array_equal(np.take_along_axis(rows, tokens.astype(int), axis=1), best)
-    assert all(len(set(row)) == NUM_BEST for row in tokens.tolist())
-    np.testing.assert_allclose(sums, np.exp(rows - best[:, :1]).sum(axis=1), rtol=1e-5)
-
-
 def test_the_best_of_a_prompt_s_last_rows_are_those_of_all_logits(
     engine: ReducingDecoder, made: DecoderExport
 ) -> None:
-    check(reduce(engine, StepItem([1], 0, TOKENS[:40], 7, is_reduced=True)))
-    found = reduce(engine, StepItem([1], 40, TOKENS[40:41], is_reduced=True))
+    check_reduction(
+        reduce_step(engine, StepItem([1], 0, TOKENS[:40], 7, is_reduced=True)), NUM_BEST
+    )
+    found = reduce_step(engine, StepItem([1], 40, TOKENS[40:41], is_reduced=True))
     expected = made.original_logits(TOKENS[:41])[-1]
     np.testing.assert_allclose(found.best[0], -np.sort(-expected)[:NUM_BEST], atol=1e-4)
-    check(found)
+    check_reduction(found, NUM_BEST)
 
 
 def test_steps_of_every_kind_and_number_reduce_to_what_they_are(engine: ReducingDecoder) -> None:
@@ -81,7 +67,7 @@ def test_steps_of_every_kind_and_number_reduce_to_what_they_are(engine: Reducing
     for place in range(20, 32):  # by the first of which graphs are captured
         slots = range(1 + place % 4)
         items = [StepItem([s], place, TOKENS[place + s :][:1], 1, s != 1) for s in slots]
-        check(reduce(engine, *items))
+        check_reduction(reduce_step(engine, *items), NUM_BEST)
 
 
 def test_only_the_best_are_copied_until_others_are_wanted(
@@ -119,8 +105,12 @@ def test_more_rows_than_were_planned_for_are_reduced_too(
     spec = decoder_plan(made.spec(max_step_tokens=96), tmp_path)
     with closing(create_decoder("tensorrt", spec)) as engine:
         assert isinstance(engine, ReducingDecoder)
-        check(reduce(engine, StepItem([0], 0, TOKENS[:80], 80, is_reduced=True)))
-        check(reduce(engine, StepItem([0], 80, TOKENS[80:81], is_reduced=True)))
+        check_reduction(
+            reduce_step(engine, StepItem([0], 0, TOKENS[:80], 80, is_reduced=True)), NUM_BEST
+        )
+        check_reduction(
+            reduce_step(engine, StepItem([0], 80, TOKENS[80:81], is_reduced=True)), NUM_BEST
+        )
 
 
 def test_a_plan_of_an_earlier_build_gives_all_logits(
