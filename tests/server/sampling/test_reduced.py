@@ -106,7 +106,17 @@ def some_logits(draw: st.DrawFn) -> NDArray[np.float32]:
     return logits
 
 
-some_settings = st.builds(
+plain_settings = st.builds(  # of those that the best may decide
+    SamplingSettings,
+    temperature=st.sampled_from([0.0, 0.2, 0.7, 1.0]),
+    top_k=st.sampled_from([0, 0, 0, 2, 20]),
+    top_p=st.sampled_from([1.0, 0.999, 0.95, 0.5]),
+    min_p=st.sampled_from([0.02, 0.3, 0.0]),
+    bad_words=st.sampled_from([(), (), ((3,), (9, 11, 7)), tuple((i,) for i in range(30))]),
+    num_logprobs=st.sampled_from([None, 5]),
+    seed=st.integers(0, 2**64 - 1),
+)
+some_settings = plain_settings | st.builds(
     SamplingSettings,
     temperature=st.sampled_from([0.0, 0.2, 0.7, 0.99, 1.0, 1.5]),
     top_k=st.sampled_from([0, 0, 1, 2, 20, NUM_BEST - 1, NUM_BEST, 200]),
@@ -199,6 +209,37 @@ def test_a_nucleus_whose_border_the_sum_s_error_may_shift_is_looked_up() -> None
         found = both(row, [SamplingSettings(top_p=share, seed=4)])
         check(found)
         assert found.num_fetched == num_fetched
+
+
+def _leading(second: float, others: float, num_others: int = 1000) -> NDArray[np.float32]:
+    """A likeliest token of logit 0, one behind it, and many others alike."""
+    return np.array([[0.0, second, *[others] * num_others]], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("row", "asked"),
+    [
+        # More reach the share of the likeliest one than are known.
+        (_leading(-0.1, -0.2), SamplingSettings(min_p=0.5)),
+        # More than are known have to be added up.
+        (_leading(-0.1, -0.2), SamplingSettings(top_p=0.95)),
+        # At this temperature the others, all at the border, still weigh most.
+        (_leading(-1.0, -1.5), SamplingSettings(top_p=0.25, temperature=0.5)),
+        # Banned tokens, none of them among the best, were most of the sum.
+        (
+            _leading(-0.5, -5.0),
+            SamplingSettings(top_p=0.6, bad_words=tuple((i,) for i in range(2, 1000))),
+        ),
+    ],
+    ids=["min_p", "top_p", "top_p at a low temperature", "top_p with banned tokens"],
+)
+def test_what_others_may_have_a_part_in_is_looked_up(
+    row: NDArray[np.float32], asked: SamplingSettings
+) -> None:
+    for seed in range(20):
+        found = both(row, [replace(asked, seed=seed)])
+        check(found)
+        assert found.num_fetched == 1
 
 
 def test_a_row_that_is_no_number_fails_alone_as_it_does_elsewhere() -> None:

@@ -17,9 +17,9 @@ from enginehouse_server.engine.reduction import ReducedLayout
 from .buffers import Staged
 from .graphs import Copy
 
-__all__ = ["LOGIT_BYTES", "StagedLogits", "num_staged_bytes"]
+__all__ = ["StagedLogits", "num_staged_bytes"]
 
-LOGIT_BYTES = 4
+_LOGIT_BYTES = 4
 
 
 class StagedLogits:
@@ -61,7 +61,7 @@ class StagedLogits:
             return
         self.free()
         try:
-            self._all = Staged(self._device, LOGIT_BYTES * num_rows * self._vocab_size)
+            self._all = Staged(self._device, _LOGIT_BYTES * num_rows * self._vocab_size)
             if self._num_best:
                 layout = ReducedLayout(num_rows, self._num_best)
                 self._reduced = Staged(self._device, layout.num_bytes)
@@ -109,7 +109,7 @@ class StagedLogits:
             self._arrived.synchronize()
         assert self._all is not None, "freed"
         count = (end - begin) * self._vocab_size
-        found = self._all.array(LOGIT_BYTES * begin * self._vocab_size, count, np.float32)
+        found = self._all.array(_LOGIT_BYTES * begin * self._vocab_size, count, np.float32)
         return cast(Logits, found.reshape(end - begin, self._vocab_size))
 
     def reduced(self) -> ReducedLogits:
@@ -140,11 +140,11 @@ class StagedLogits:
 
     def _copy_of(self, begin: int, end: int) -> Copy:
         assert self._all is not None, "freed"
-        row_bytes = LOGIT_BYTES * self._vocab_size
+        row_bytes = _LOGIT_BYTES * self._vocab_size
         return self._all.copy((end - begin) * row_bytes, begin * row_bytes)
 
 
 def num_staged_bytes(num_rows: int, vocab_size: int, num_best: int) -> int:
     """What so many rows take on the device."""
     reduced = ReducedLayout(num_rows, num_best).num_bytes if num_best else 0
-    return LOGIT_BYTES * num_rows * vocab_size + reduced
+    return _LOGIT_BYTES * num_rows * vocab_size + reduced

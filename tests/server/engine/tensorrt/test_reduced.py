@@ -5,16 +5,20 @@ from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from enginehouse_server.engine.create import create_decoder
 from enginehouse_server.engine.decoder import (
+    MOST_LOGITS,
     DecoderSpec,
     ReducingDecoder,
     StepItem,
 )
 from enginehouse_server.engine.graph import NUM_BEST
 from enginehouse_server.engine.reduction import REDUCED, ReducedLayout
+from enginehouse_server.engine.tensorrt.lower import lower_decoder
+from enginehouse_server.engine.tensorrt.plan import decoder_profiles
 from enginehouse_server.errors import PlanMismatchError
 from tests.conftest import Decoder
 from tests.fixtures.decoders import DecoderExport
@@ -131,3 +135,21 @@ def test_a_plan_that_reduces_to_something_else_is_refused(
     spec = decoder_plan(made.spec(), tmp_path, without=["weight_sums"])
     with pytest.raises(PlanMismatchError, match=r"reduces logits to .*best_tokens.*build the"):
         create_decoder("tensorrt", spec)
+
+
+def test_a_graph_for_a_processor_is_lowered_without(made: DecoderExport, tmp_path: Path) -> None:
+    spec, names = made.spec(), []
+    for reduces in (True, False):
+        file = tmp_path / f"{reduces}.onnx"
+        lower_decoder(spec.model, file, spec.layers, spec.max_tokens, reduces=reduces)
+        graph = onnx.load(file, load_external_data=False).graph
+        names.append({output.name for output in graph.output})
+    assert names[0] - names[1] == set(REDUCED)
+    assert "logits" in names[1]
+
+
+def test_however_long_a_chunk_is_few_rows_of_logits_are_planned_for(made: DecoderExport) -> None:
+    prefill, decode = decoder_profiles(made.spec().layers, 4096, 4096, 300)
+    for profile, most in ((prefill, MOST_LOGITS), (decode, 300)):
+        [rows] = [one for one in profile.inputs if one.name == "logit_rows"]
+        assert (rows.min, rows.max) == ((1,), (most,))
