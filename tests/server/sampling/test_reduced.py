@@ -221,17 +221,27 @@ def _leading(second: float, others: float, num_others: int = 1000) -> NDArray[np
     [
         # More reach the share of the likeliest one than are known.
         (_leading(-0.1, -0.2), SamplingSettings(min_p=0.5)),
+        # One more is wanted than is known.
+        (_leading(-0.1, -0.2), SamplingSettings(top_k=3)),
+        (_leading(-0.1, -0.2), replace(GREEDY, num_logprobs=3)),
         # More than are known have to be added up.
         (_leading(-0.1, -0.2), SamplingSettings(top_p=0.95)),
         # At this temperature the others, all at the border, still weigh most.
         (_leading(-1.0, -1.5), SamplingSettings(top_p=0.25, temperature=0.5)),
         # Banned tokens, none of them among the best, were most of the sum.
         (
-            _leading(-0.5, -5.0),
+            _leading(-0.5, -7.5),
             SamplingSettings(top_p=0.6, bad_words=tuple((i,) for i in range(2, 1000))),
         ),
     ],
-    ids=["min_p", "top_p", "top_p at a low temperature", "top_p with banned tokens"],
+    ids=[
+        "min_p",
+        "top_k",
+        "logprobs",
+        "top_p",
+        "top_p at a low temperature",
+        "top_p with banned tokens",
+    ],
 )
 def test_what_others_may_have_a_part_in_is_looked_up(
     row: NDArray[np.float32], asked: SamplingSettings
