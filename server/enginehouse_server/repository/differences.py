@@ -161,7 +161,11 @@ def _old_driver(case: Case) -> Verdict | None:
     if not needed or not found or numbers_of(found) >= numbers_of(needed):
         return None
     return _differs(
-        "driver", f"{needed} or later", found, f"install an NVIDIA driver of {needed} or later"
+        "driver",
+        f"{needed} or later",
+        found,
+        f"install an NVIDIA driver of {needed} or later (a container has its host's), or build for "
+        f"this processor: {case.on_processor()}",
     )
 
 
