@@ -175,7 +175,7 @@ def _small_gpu(case: Case) -> Verdict | None:
         return None
     return _differs(
         "GPU memory",
-        f"{needed / _GIB:.2f} GiB",
+        f"{needed / _GIB:.2f} GiB for weights, activations and one slot or batch",
         f"{found / _GIB:.2f} GiB ({case.gpu.name})",
         "serve it on a larger GPU, or build it in a narrower precision or with lower limits",
     )
