@@ -70,6 +70,7 @@ def test_a_classifier_s_plan_is_certified_by_its_graph(
     plan, openvino = published.manifest.engines
     assert (plan.backend, plan.target, plan.precision) == ("tensorrt-rtx", ANY, precision)
     assert (plan.min_driver, openvino.min_driver) == ("580", "")
+    assert published.manifest.limits.max_batch_tokens == 8192
     assert plan.model == "engines/tensorrt-rtx-any/model.plan"
     assert openvino.model == "model.onnx"
     assert not plan.latency
