@@ -15,7 +15,7 @@ _IN_FLIGHT = 256
 _NUM_TEXTS = 512
 _STEPS = 6  # of the search for the rate within the bound
 _TIMEOUT_MS = 60_000
-# Of the batches of a GPU; without a word a server thinks of a processor's threads.
+# Of the batches of a GPU; without a word a build thinks of processors.
 _BATCH_TOKENS = "16384"
 
 
@@ -26,7 +26,7 @@ def measure_classify(shape: str, target: str, precision: str, seconds: float) ->
     texts_file = FOLDER / f"texts-{_NUM_TEXTS}.txt"
     texts_file.write_text("\n".join(mixed_texts(tokenizer_of(version), _NUM_TEXTS)) + "\n")
     backend = target.partition(":")[0]
-    flags = ("--require", backend, "--lanes", "2", "--max-batch-tokens", _BATCH_TOKENS)
+    flags = ("--require", backend)
     with Served(version, *flags) as server:
         pace = ("--concurrency", _IN_FLIGHT, "--duration", seconds)
         with GpuUse() as use:

@@ -147,7 +147,7 @@ def _common(command: F) -> F:
 @_option(
     "--max-batch-tokens",
     "Most texts times padded length in one batch, tokens; of a decoder, most new tokens in one "
-    "step.  [default: --max-tokens, at least 1024; of a decoder 512]",
+    "step.  [default: --max-tokens, at least 1024, with a target on a GPU 8192; of a decoder 512]",
     _COUNT,
 )
 @_option(

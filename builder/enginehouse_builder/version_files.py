@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from enginehouse_server.engine.base import Precision
 from enginehouse_server.engine.decoder import AttentionKind, CachePrecision
+from enginehouse_server.engine.runtimes import least_driver
 
 from .cache import sealed_hashes, versions_of
 from .certify import Certified, CertifiedDecoder
@@ -283,6 +284,7 @@ def _encoder(parts: Parts, proven: ProvenEncoder, files: Mapping[str, File]) -> 
         probes=proven.certified.probes,
         latency=proven.latency,
         plan=proven.plan,
+        min_driver=_min_driver(proven.plan),
     )
 
 
@@ -302,7 +304,13 @@ def _decoder(parts: Parts, proven: ProvenDecoder, files: Mapping[str, File]) -> 
         step_times=proven.step_times,
         attention=proven.attention,
         plan=proven.plan,
+        min_driver=_min_driver(proven.plan),
     )
+
+
+def _min_driver(plan: Plan | None) -> str:
+    """What runs a plan is of the version that compiled it here, and so for the same CUDA."""
+    return least_driver(plan.flavour) if plan else ""
 
 
 def _starting(files: Mapping[str, File], prefix: str) -> tuple[File, ...]:

@@ -244,4 +244,7 @@ def test_what_cannot_be_is_refused_before_anything_slow(
 def test_the_batch_limit_follows_the_longest_row(spec: BuildSpec) -> None:
     assert classifier_limits(spec, 100).max_batch_tokens == 1024
     assert classifier_limits(spec, 4000).max_batch_tokens == 4000
-    assert classifier_limits(replace(spec, max_batch_tokens=300), 100).max_batch_tokens == 300
+    assert classifier_limits(spec, 100, for_gpu=True).max_batch_tokens == 8192
+    asked = replace(spec, max_batch_tokens=300)
+    for for_gpu in (False, True):
+        assert classifier_limits(asked, 100, for_gpu=for_gpu).max_batch_tokens == 300

@@ -83,6 +83,9 @@ def test_a_classifier_s_plan_is_certified_and_timed_as_itself(
     loaded = load_classifier(published.folder, LoadSettings(1, max_tokens=32, max_batch=2))
     with closing(loaded.engine):
         assert loaded.chosen == engine
+    [file] = [f for f in engine.files if f.path == engine.model]
+    # As the double has it, of each profile 4 KiB more than of the one before.
+    assert engine.plan.device_bytes == file.size_bytes + 4096 * len(engine.plan.profiles)
 
 
 def test_a_decoder_s_plan_is_certified_and_timed_as_itself(

@@ -69,6 +69,8 @@ def test_a_classifier_s_plan_is_certified_by_its_graph(
     published = _build(classifier, f"{ANY}={precision}", "openvino")
     plan, openvino = published.manifest.engines
     assert (plan.backend, plan.target, plan.precision) == ("tensorrt-rtx", ANY, precision)
+    assert (plan.min_driver, openvino.min_driver) == ("580", "")
+    assert published.manifest.limits.max_batch_tokens == 8192
     assert plan.model == "engines/tensorrt-rtx-any/model.plan"
     assert openvino.model == "model.onnx"
     assert not plan.latency
@@ -92,6 +94,7 @@ def test_a_decoder_s_plan_is_certified_by_its_lowered_graph(
     [engine] = published.manifest.decoders
     assert engine.cache_precision == ("bf16" if precision == "bf16" else "fp16")
     assert (engine.attention, engine.step_times) == ("slots", ())
+    assert engine.min_driver == "580"
     plan = _lowered(engine.plan)
     assert plan.slot_tokens == 96
     assert [profile.role for profile in plan.profiles] == ["prefill", "decode"]

@@ -83,6 +83,7 @@ class Compiled:
         version: Of its TensorRT.
         compute_capabilities: Of the GPUs that run it.
         num_bytes: Of the plan.
+        activation_bytes: Of a GPU, that a run works in; 0 if the compiler did not say.
         num_attentions: Fused attentions, each proven to be what the graph declares.
         num_caches: Caches that are updated in place.
         notes: What the compiler did otherwise than asked.
@@ -91,6 +92,7 @@ class Compiled:
     version: str
     compute_capabilities: tuple[str, ...]
     num_bytes: int
+    activation_bytes: int
     num_attentions: int
     num_caches: int
     notes: tuple[str, ...]
@@ -182,6 +184,7 @@ def run_compile(
             version=found.version,
             compute_capabilities=found.compute_capabilities,
             num_bytes=found.num_bytes,
+            activation_bytes=found.activation_bytes,
             num_attentions=found.num_attentions,
             num_caches=found.num_caches,
             notes=found.notes,

@@ -124,19 +124,23 @@ def _plan(order: PlanOrder, found: Compiled, graph: GraphInTypes, inputs: Sequen
         for profile in order.profiles
     )
     slot = sum(math.prod(r.min[1:]) for r in order.profiles[0].inputs if r.name in caches)
+    slot_bytes = slot * _NUMBER_BYTES[graph.arithmetic]
     return Plan(
         flavour=order.flavour,
         version=found.version,
         compute_capabilities=found.compute_capabilities,
         profiles=profiles,
         slot_tokens=slot_capacity(order.max_tokens),
-        device_bytes=found.num_bytes + slot * _NUMBER_BYTES[graph.arithmetic],
+        device_bytes=found.num_bytes + found.activation_bytes + slot_bytes,
         certified="lowered",
     )
 
 
 def _said(found: Compiled, plan: Plan) -> str:
-    said = f"{plan.flavour} {plan.version}, {found.num_bytes / 1e6:.1f} MB"
+    said = (
+        f"{plan.flavour} {plan.version}, {found.num_bytes / 1e6:.1f} MB, and "
+        f"{found.activation_bytes / 1e6:.1f} MB to work in"
+    )
     if plan.compute_capabilities:
         said += f" for {', '.join(plan.compute_capabilities)}"
     if found.num_caches:

@@ -29,6 +29,7 @@ from .encoder import build_encoders, graph_file
 __all__ = ["build_classifier", "check_classifier", "classifier_limits"]
 
 _MIN_BATCH_TOKENS = 1024  # for a server with more threads; what one warms up is its own choice
+_MIN_GPU_BATCH_TOKENS = 8192  # fewer leave a large GPU idle; a server on a processor takes fewer
 
 
 def check_classifier(spec: BuildSpec) -> None:
@@ -41,13 +42,19 @@ def check_classifier(spec: BuildSpec) -> None:
         raise SpecError("--cache-precision is for decoders: a classifier caches nothing")
 
 
-def classifier_limits(spec: BuildSpec, max_tokens: int) -> Limits:
+def classifier_limits(spec: BuildSpec, max_tokens: int, *, for_gpu: bool = False) -> Limits:
     """The limits of a build whose rows have at most `max_tokens`.
+
+    Args:
+        spec: What is built.
+        max_tokens: Of a row.
+        for_gpu: Whether one of its engines runs on a GPU.
 
     Raises:
         SpecError: Not even one longest row would fit into a batch.
     """
-    max_batch_tokens = spec.max_batch_tokens or max(max_tokens, _MIN_BATCH_TOKENS)
+    least = _MIN_GPU_BATCH_TOKENS if for_gpu else _MIN_BATCH_TOKENS
+    max_batch_tokens = spec.max_batch_tokens or max(max_tokens, least)
     if max_batch_tokens < max_tokens:
         raise SpecError(
             f"--max-batch-tokens is {max_batch_tokens}, but one row of --max-tokens "
@@ -95,7 +102,12 @@ def _source(
 ) -> EncoderSource:
     """Asks the original, and finds out whether padding changes the graph's answers."""
     value = exported.value
-    limits = classifier_limits(context.spec, value.max_tokens)
+    place = building.place
+    for_gpu = any(
+        target.is_plan or (target.backend == "onnxruntime" and place.host.has_cuda_provider)
+        for target in place.targets
+    )
+    limits = classifier_limits(context.spec, value.max_tokens, for_gpu=for_gpu)
     texts = samples_for(context.samples, accepts_pairs=value.classify.accepts_pairs)
     tokenizer = Tokenizer(exported.folder / "tokenizer" / "tokenizer.json", limits.max_tokens)
     # A user's own samples may all be of one length, or a single one.

@@ -13,7 +13,7 @@ from importlib import metadata
 
 from .asking import ask
 
-__all__ = ["RUNTIMES", "Runtime", "find_runtime", "find_runtimes"]
+__all__ = ["RUNTIMES", "Runtime", "find_runtime", "find_runtimes", "least_driver"]
 
 _TIMEOUT_S = 60
 _MODULES = {
@@ -29,6 +29,10 @@ _DISTRIBUTIONS = {
     "pycuda": ("pycuda",),
 }
 RUNTIMES = tuple(_DISTRIBUTIONS)
+# Of NVIDIA's drivers, as TensorRT's installation guide has them for what is built for CUDA 12 and
+# 13. Wheels alone are built for CUDA 12, and say so in their names.
+_DRIVER_FOR_CUDA_12, _DRIVER_FOR_CUDA_13 = "535", "580"
+_WHEELS_FOR_CUDA_12 = ("{}-cu12-libs", "{}-cu12-bindings", "{}-cu12")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,17 @@ def find_runtime(name: str) -> Runtime:
     except Exception as error:  # a broken package may raise anything
         return replace(runtime, fault=f"{type(error).__name__}: {error}")
     return runtime
+
+
+def least_driver(flavour: str) -> str:
+    """Least version of the GPU's driver that a TensorRT, as it is installed here, takes.
+
+    Args:
+        flavour: "tensorrt" or "tensorrt-rtx".
+    """
+    if any(_version(wheel.format(flavour)) for wheel in _WHEELS_FOR_CUDA_12):
+        return _DRIVER_FOR_CUDA_12
+    return _DRIVER_FOR_CUDA_13
 
 
 def _openvino(runtime: Runtime) -> Runtime:

@@ -161,7 +161,11 @@ def _old_driver(case: Case) -> Verdict | None:
     if not needed or not found or numbers_of(found) >= numbers_of(needed):
         return None
     return _differs(
-        "driver", f"{needed} or later", found, f"install an NVIDIA driver of {needed} or later"
+        "driver",
+        f"{needed} or later",
+        found,
+        f"install an NVIDIA driver of {needed} or later (a container has its host's), or build for "
+        f"this processor: {case.on_processor()}",
     )
 
 
@@ -171,7 +175,7 @@ def _small_gpu(case: Case) -> Verdict | None:
         return None
     return _differs(
         "GPU memory",
-        f"{needed / _GIB:.2f} GiB",
+        f"{needed / _GIB:.2f} GiB for weights, activations and one slot or batch",
         f"{found / _GIB:.2f} GiB ({case.gpu.name})",
         "serve it on a larger GPU, or build it in a narrower precision or with lower limits",
     )

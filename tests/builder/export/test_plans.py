@@ -48,6 +48,7 @@ def compile_decoder(made: DecoderExport, precision: HalfPrecision, folder: Path)
     )
     assert lowered.num_caches == 2 * len(spec.layers)
     assert report.num_bytes == (folder / "plan").stat().st_size > 0
+    assert report.activation_bytes > 0
     assert json.loads(report.layer_info)
     names = {tensor.name for tensor in report.tensors if tensor.is_input}
     assert {"input_ids", "past_key.0", "past_value.0"} < names
@@ -103,6 +104,8 @@ def compile_classifier(
         lambda *_: True,
     )
     assert report.num_bytes > 0
+    assert report.activation_bytes > 0
+    assert not report.notes
     assert set(report.compute_capabilities) <= set(RTX_COMPUTE_CAPABILITIES)
 
 
@@ -139,3 +142,20 @@ def test_a_classifier_compiles_in_bf16(family: str, export: Exporting, tmp_path:
     file = half_of(model, "bf16", tmp_path)
     inputs = [t.name for t in export(family).exported.inputs]
     compile_classifier(file, inputs, "bf16", tmp_path)
+
+
+def test_what_a_plan_works_in_is_that_of_its_greatest_profile(
+    export: Exporting, tmp_path: Path
+) -> None:
+    model = export("bert").folder / "model.onnx"
+    inputs = [i.name for i in ort.InferenceSession(str(model)).get_inputs()]
+
+    def activation_bytes(*batches: int) -> int:
+        profiles = tuple(
+            Profile("encode", tuple(TensorRange(n, (1, 1), (b, 64), (b, 64)) for n in inputs))
+            for b in batches
+        )
+        spec = PlanSpec(model, "tensorrt-rtx", ("sm89",), "fp32", profiles)
+        return compile_plan(spec, tmp_path / "plan", lambda *_: True).activation_bytes
+
+    assert activation_bytes(32, 1) == activation_bytes(32) > activation_bytes(1)

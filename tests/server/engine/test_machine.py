@@ -5,7 +5,7 @@ import pytest
 
 from enginehouse_server.engine import processor
 from enginehouse_server.engine.machine import probe_machine
-from enginehouse_server.engine.runtimes import RUNTIMES, Runtime, find_runtime
+from enginehouse_server.engine.runtimes import RUNTIMES, Runtime, find_runtime, least_driver
 from tests.fixtures.nvidia_smi import H100_ROW, install_nvidia_smi
 
 
@@ -108,3 +108,19 @@ def test_the_features_of_a_processor_are_those_that_engines_gain_by(
     assert processor.processor_features() == ("asimd", "bf16")
     file.unlink()
     assert processor.processor_features() == ()
+
+
+@pytest.mark.parametrize(
+    ("wheel", "flavour", "expected"),
+    [
+        ("tensorrt-cu13-libs", "tensorrt", "580"),
+        ("tensorrt-cu12-libs", "tensorrt", "535"),
+        ("tensorrt-rtx-cu12-libs", "tensorrt-rtx", "535"),
+        ("tensorrt-rtx-cu12-libs", "tensorrt", "580"),
+    ],
+)
+def test_the_cuda_that_tensorrt_s_wheels_are_for_decides_the_driver(
+    site: Path, wheel: str, flavour: str, expected: str
+) -> None:
+    _installed(site, wheel, "11.4.0.106")
+    assert least_driver(flavour) == expected

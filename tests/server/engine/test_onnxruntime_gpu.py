@@ -102,20 +102,18 @@ def test_a_lost_device_is_told_from_a_failed_batch(
             lane.wait()
 
 
-class _Uncapturable:
+class _Uncapturable(ort.InferenceSession):
     """A session that refuses to be captured, and runs otherwise."""
 
-    def __init__(self, session: ort.InferenceSession) -> None:
-        self._session, self.graphs = session, list[str]()
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._session, name)
+    def __init__(self, model: str, provider: str) -> None:
+        super().__init__(model, providers=[provider])
+        self.graphs: list[str] = []
 
     def run_with_iobinding(self, binding: ort.IOBinding, options: ort.RunOptions) -> None:
         self.graphs.append(options.get_run_config_entry("gpu_graph_id"))
         if self.graphs[-1] == "3":
             raise RuntimeError("operation not permitted when stream is capturing")
-        self._session.run_with_iobinding(binding, options)
+        super().run_with_iobinding(binding, options)
 
 
 def test_what_cannot_be_captured_is_launched_piece_by_piece(
@@ -125,7 +123,7 @@ def test_what_cannot_be_captured_is_launched_piece_by_piece(
 ) -> None:
     place = place_on(device, has_graphs=True)
     opened = open_session(spec.model, 1, place)
-    real = _Uncapturable(ort.InferenceSession(str(spec.model), providers=[place.provider]))
+    real = _Uncapturable(str(spec.model), place.provider)
     session = BoundSession(real, place, has_graphs=opened.has_graphs)
     ids = np.ones((1, 4), np.int64)
     found = np.zeros((1, 3), np.float32)

@@ -34,12 +34,15 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
     "runtime": ("Runtime",),
     "engine": ("ICudaEngine",),
     "context": ("IExecutionContext",),
+    "runtime_config": ("IRuntimeConfig",),
 }
-# Compiling for another GPU is RTX's alone, and is asked of it alone.
+# Compiling for another GPU, and kernels where a plan runs, are RTX's alone, and asked of it alone.
 RTX_ONLY = {
     "ComputeCapability",
+    "DynamicShapesKernelSpecializationStrategy",
     "IBuilderConfig.num_compute_capabilities",
     "IBuilderConfig.set_compute_capability",
+    "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy",
 }
 _ASK = """
 import importlib, json, sys

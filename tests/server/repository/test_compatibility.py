@@ -42,6 +42,10 @@ def said(engine: Engine, machine: Machine) -> Verdict:
     [
         (engine_of("tensorrt", plan_of()), GPU_MACHINE),
         (engine_of("tensorrt", plan_of(), min_driver="580.65"), GPU_MACHINE),
+        (  # of a manifest that does not say which driver
+            engine_of("tensorrt", plan_of()),
+            dataclasses.replace(GPU_MACHINE, driver="575.57.08"),
+        ),
         (rtx_plan("sm86", "sm89"), L4_MACHINE),
         (rtx_plan("any"), L4_MACHINE),
         (engine_of("openvino"), CPU_MACHINE),
@@ -91,6 +95,11 @@ def test_what_has_all_that_it_needs_runs(engine: Engine, machine: Machine) -> No
         (
             *(engine_of("tensorrt", plan_of(), min_driver="590.1"), GPU_MACHINE, "driver"),
             *("590.1 or later", "580.65.06", "install an NVIDIA driver of 590.1 or later"),
+        ),
+        (
+            engine_of("tensorrt", plan_of(), min_driver="580"),
+            dataclasses.replace(GPU_MACHINE, driver="575.57.08"),
+            *("driver", "580 or later", "575.57.08", "--target openvino=fp32"),
         ),
         (
             *(engine_of("tensorrt", plan_of(device_bytes=100 << 30)), GPU_MACHINE, "GPU memory"),

@@ -68,11 +68,14 @@ def compile_plan(spec: PlanSpec, target: Path, progress: Progress) -> PlanReport
                 f"{', '.join(spec.compute_capabilities)}: {complaints.last()}. Try another "
                 "precision or target"
             )
+    if not complaints.activation_bytes:
+        notes.append(f"{spec.flavour} did not say what its runs work in")
     report = PlanReport(
         flavour=spec.flavour,
         version=str(trt.__version__),
         compute_capabilities=_targets(spec),
         num_bytes=target.stat().st_size,
+        activation_bytes=complaints.activation_bytes,
         seconds=round(time.perf_counter() - began, 3),
         num_attentions=spec.num_attentions,
         num_caches=spec.num_caches,

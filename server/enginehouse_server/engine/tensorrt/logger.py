@@ -1,6 +1,7 @@
-"""What TensorRT says goes to the log, and the last complaints into the errors."""
+"""What TensorRT says goes to the log, the last complaints into the errors, a size to who asks."""
 
 import logging
+import re
 from collections import deque
 from types import ModuleType
 
@@ -10,6 +11,8 @@ __all__ = ["Complaints"]
 
 _log = logging.getLogger("enginehouse_server.engine.tensorrt")
 _KEPT = 2
+# Said of every profile of a plan that is compiled, also without a GPU.
+_ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+) bytes")
 
 
 class Complaints:
@@ -17,7 +20,10 @@ class Complaints:
 
     @staticmethod
     def of(trt: ModuleType, level: int = logging.ERROR) -> Handle:
-        """A logger with `last()`, the latest errors in words.
+        """A logger with `last()`, the latest errors in words, and `activation_bytes`.
+
+        The latter is what a context of a compiled plan works in, in the profile that takes the
+        most, as the compiler said; 0 if it did not.
 
         Args:
             trt: The binding.
@@ -30,10 +36,13 @@ class Complaints:
             def __init__(self) -> None:
                 super().__init__()
                 self._errors: deque[str] = deque(maxlen=_KEPT)
+                self.activation_bytes = 0
 
             def log(self, severity: Handle, text: str) -> None:
                 if severity in errors:
                     self._errors.append(text)
+                elif found := _ACTIVATIONS.fullmatch(text):
+                    self.activation_bytes = max(self.activation_bytes, int(found[1]))
                 # Warnings are mostly of what is meant.
                 _log.log(level if severity in errors else logging.DEBUG, "%s", text)
 

@@ -94,6 +94,8 @@ class PlanReport:
         version: Of that TensorRT.
         compute_capabilities: Of the GPUs that run it, as "sm89".
         num_bytes: Of the plan.
+        activation_bytes: Of the device, that a run works in, in whichever profile takes the most;
+            0 if the compiler did not say.
         seconds: Parsing and compiling.
         num_attentions: Fused attentions, each proven to be what the graph declares.
         num_caches: Caches that are updated in place.
@@ -106,6 +108,7 @@ class PlanReport:
     version: str
     compute_capabilities: tuple[str, ...]
     num_bytes: int
+    activation_bytes: int
     seconds: float
     num_attentions: int
     num_caches: int

@@ -94,6 +94,7 @@ class LoadedPlan:
             _check_version(file, traits, flavour, str(trt.__version__))
             _check_capability(file, traits, device)
         self.file, self._trt, self._making = file, trt, threading.Lock()
+        self._flavour = flavour
         self.weights_bytes = file.stat().st_size
         least = max(self.weights_bytes, traits.device_bytes if traits else 0)
         check_least(least, device.memory(), file)
@@ -140,9 +141,8 @@ class LoadedPlan:
         Raises:
             DeviceError: The runtime made none.
         """
-        strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
         with self._making:
-            own = self._engine.create_execution_context(strategy)
+            own = self._engine.create_execution_context(self._how())
         if own is None:
             raise failed(self._complaints, "making an execution context")
         return PlanContext(own, self._complaints)
@@ -150,6 +150,21 @@ class LoadedPlan:
     def close(self) -> None:
         """Releases plan and runtime. Twice is once."""
         self._engine = self._runtime = None
+
+    def _how(self) -> Handle:
+        """How contexts are made: what allocates for them, and when kernels are compiled.
+
+        TensorRT for RTX compiles kernels where the plan runs, and by default in the background: a
+        run uses slower ones until then, and a graph would keep the slower ones for good.
+        """
+        strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if self._flavour != "tensorrt-rtx":
+            return strategy
+        runtime_config = self._engine.create_runtime_config()
+        runtime_config.set_execution_context_allocation_strategy(strategy)
+        kinds = self._trt.DynamicShapesKernelSpecializationStrategy
+        runtime_config.dynamic_shapes_kernel_specialization_strategy = kinds.EAGER
+        return runtime_config
 
     def _deserialized(self, flavour: Flavour) -> Handle:
         try:

@@ -53,6 +53,17 @@ def test_an_engine_says_what_runs_it(
     assert not module.faults
 
 
+def test_rtx_s_kernels_are_compiled_before_a_graph_keeps_them(
+    spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = install(monkeypatch, flavour="tensorrt-rtx")
+    with closing(create_encoder("tensorrt-rtx", spec)) as engine:
+        for _ in range(3):  # as it is, captured, and launched: the double refuses another strategy
+            _ask(engine, random_rows(3, seed=1), Shape(4, 16))
+        assert module.device.graphs[0].num_launches == 2
+    assert not module.faults
+
+
 def test_rows_get_their_own_logits_in_every_profile_and_shape(engine: EncoderEngine) -> None:
     shapes = [Shape(1, 16), Shape(4, 16), Shape(8, 16), Shape(2, 20), Shape(4, 64), Shape(1, 16)]
     for _ in range(3):  # as it is, captured, and launched
