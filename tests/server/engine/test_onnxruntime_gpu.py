@@ -102,7 +102,7 @@ def test_a_lost_device_is_told_from_a_failed_batch(
             lane.wait()
 
 
-class _Uncapturable(ort.InferenceSession):
+class _Uncapturable(ort.InferenceSession):  # type: ignore[misc]
     """A session that refuses to be captured, and runs otherwise."""
 
     def __init__(self, model: str, provider: str) -> None:

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from enginehouse_server.engine.tensorrt.context import _Context
+
 ROOT = Path(__file__).parents[3]
 SOURCES = ROOT / "server/enginehouse_server/engine/tensorrt"
 STUBS = ROOT / "tests/fixtures/trt_stubs"
@@ -38,10 +40,12 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
 }
 # Compiling for another GPU, and kernels where a plan runs, are RTX's alone, and asked of it alone.
 RTX_ONLY = {
+    "BuilderFlag.REQUIRE_USER_ALLOCATION",
     "ComputeCapability",
     "DynamicShapesKernelSpecializationStrategy",
     "IBuilderConfig.num_compute_capabilities",
     "IBuilderConfig.set_compute_capability",
+    "IExecutionContext.is_stream_capturable",
     "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy",
 }
 _ASK = """
@@ -66,6 +70,9 @@ def dotted(node: ast.expr) -> str:
 
 def names_used() -> Iterator[str]:
     """Names below the binding's module; alternatives with a bar between."""
+    for name, method in vars(_Context).items():
+        if not name.startswith("_") and callable(method):
+            yield f"IExecutionContext.{name}"
     for file in SOURCES.glob("*.py"):
         tree = ast.parse(file.read_text(encoding="utf-8"))
         uses_binding = "trt" in {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}

@@ -131,6 +131,9 @@ def _config(trt: ModuleType, builder: Handle, spec: PlanSpec, monitor: Handle) -
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, spec.workspace_bytes)
     if spec.precision == "fp32":
         config.clear_flag(trt.BuilderFlag.TF32)  # it rounds inputs of products to 10 bits
+    if spec.flavour == "tensorrt-rtx":
+        # No kernel may allocate for itself, or a run could not be captured in a CUDA graph.
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if spec.flavour == "tensorrt-rtx" and spec.compute_capabilities != ("current",):
         targets = _targets(spec)
         config.num_compute_capabilities = len(targets)

@@ -23,6 +23,7 @@ class _Context(Protocol):
     def set_tensor_address(self, name: str, memory: int) -> bool: ...
     def infer_shapes(self) -> list[str]: ...
     def execute_async_v3(self, stream_handle: int) -> bool: ...
+    def is_stream_capturable(self, stream: int) -> bool: ...
 
 
 class Binding(NamedTuple):
@@ -42,8 +43,15 @@ class Binding(NamedTuple):
 class PlanContext:
     """One run at a time; belongs to one thread."""
 
-    def __init__(self, own: _Context, complaints: Handle) -> None:
-        self._own, self._complaints = own, complaints
+    def __init__(self, own: _Context, complaints: Handle, *, compiles_here: bool = False) -> None:
+        """Takes TensorRT's own context.
+
+        Args:
+            own: Used by this alone.
+            complaints: What TensorRT says when it refuses.
+            compiles_here: Whether it compiles kernels where it runs, as TensorRT for RTX does.
+        """
+        self._own, self._complaints, self._compiles_here = own, complaints, compiles_here
         self._profile: int | None = None
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
@@ -75,6 +83,11 @@ class PlanContext:
             self._addresses[name] = address
         if missing := self._own.infer_shapes():
             raise DeviceError(f"the plan's inputs {', '.join(missing)} have no shape or address")
+
+    def is_capturable(self, stream: CudaStream) -> bool:
+        """Whether a run as it is bound may become a part of a CUDA graph."""
+        # Asked of TensorRT for RTX alone: the other has no such question.
+        return not self._compiles_here or self._own.is_stream_capturable(stream.handle)
 
     def enqueue(self, stream: CudaStream) -> None:
         """Enqueues a run.

@@ -106,6 +106,10 @@ class Runner:
 
     def _capture(self, work: Work, context: PlanContext) -> None:
         context.bind(work.binding, self.stream)
+        if not context.is_capturable(self.stream):
+            self._do_without("its runtime says that it cannot be captured; build it again")
+            self._enqueue(work, context)
+            return
         try:
             graph = self._device.capture(self.stream, lambda: self._enqueue(work, context))
         except DeviceLostError:

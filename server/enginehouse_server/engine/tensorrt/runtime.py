@@ -94,7 +94,7 @@ class LoadedPlan:
             _check_version(file, traits, flavour, str(trt.__version__))
             _check_capability(file, traits, device)
         self.file, self._trt, self._making = file, trt, threading.Lock()
-        self._flavour = flavour
+        self._compiles_here = flavour == "tensorrt-rtx"
         self.weights_bytes = file.stat().st_size
         least = max(self.weights_bytes, traits.device_bytes if traits else 0)
         check_least(least, device.memory(), file)
@@ -145,7 +145,7 @@ class LoadedPlan:
             own = self._engine.create_execution_context(self._how())
         if own is None:
             raise failed(self._complaints, "making an execution context")
-        return PlanContext(own, self._complaints)
+        return PlanContext(own, self._complaints, compiles_here=self._compiles_here)
 
     def close(self) -> None:
         """Releases plan and runtime. Twice is once."""
@@ -158,7 +158,7 @@ class LoadedPlan:
         run uses slower ones until then, and a graph would keep the slower ones for good.
         """
         strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        if self._flavour != "tensorrt-rtx":
+        if not self._compiles_here:
             return strategy
         runtime_config = self._engine.create_runtime_config()
         runtime_config.set_execution_context_allocation_strategy(strategy)

@@ -64,6 +64,19 @@ def test_rtx_s_kernels_are_compiled_before_a_graph_keeps_them(
     assert not module.faults
 
 
+def test_what_rtx_says_cannot_be_captured_is_run_as_it_is(
+    spec: EncoderSpec, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = install(monkeypatch, flavour="tensorrt-rtx")
+    with closing(create_encoder("tensorrt-rtx", replace(spec, num_lanes=1))) as engine:
+        module.engines[0].is_capturable = False
+        for _ in range(3):
+            _ask(engine, random_rows(3, seed=1), Shape(4, 16))
+    assert not module.device.graphs
+    assert sum("cannot be captured" in r.message for r in caplog.records) == 1
+    assert not module.faults
+
+
 def test_rows_get_their_own_logits_in_every_profile_and_shape(engine: EncoderEngine) -> None:
     shapes = [Shape(1, 16), Shape(4, 16), Shape(8, 16), Shape(2, 20), Shape(4, 64), Shape(1, 16)]
     for _ in range(3):  # as it is, captured, and launched
