@@ -109,11 +109,11 @@ class _Uncapturable(ort.InferenceSession):  # type: ignore[misc]
         super().__init__(model, providers=[provider])
         self.graphs: list[str] = []
 
-    def run_with_iobinding(self, binding: ort.IOBinding, options: ort.RunOptions) -> None:
-        self.graphs.append(options.get_run_config_entry("gpu_graph_id"))
+    def run_with_iobinding(self, iobinding: ort.IOBinding, run_options: ort.RunOptions) -> None:
+        self.graphs.append(run_options.get_run_config_entry("gpu_graph_id"))
         if self.graphs[-1] == "3":
             raise RuntimeError("operation not permitted when stream is capturing")
-        super().run_with_iobinding(binding, options)
+        super().run_with_iobinding(iobinding, run_options)
 
 
 def test_what_cannot_be_captured_is_launched_piece_by_piece(
