@@ -77,7 +77,10 @@ class ForeignCache(Cache):
 
     Attributes:
         layer: The layer that was written last; its attention comes next.
+        positions: Of the tokens that the model is called with, `[batch, length]`.
     """
+
+    positions: Tensor
 
     def __init__(self) -> None:
         super().__init__(layers=_NoLayers())
@@ -165,7 +168,8 @@ def plugged(model: PreTrainedModel, cache: ForeignCache, make_mask: MakeMask) ->
 def logits_of(
     model: PreTrainedModel, input_ids: Tensor, positions: Tensor, cache: ForeignCache
 ) -> Tensor:
-    """Calls the model with as much of this as its code takes."""
+    """Calls the model with as much of this as its code takes; adapters find the rest in `cache`."""
+    cache.positions = positions
     given = {"position_ids": positions, "past_key_values": cache, "use_cache": True}
     known = inspect.signature(model.forward).parameters
     taken = {name: value for name, value in given.items() if name in known}

@@ -14,7 +14,13 @@ __all__ = ["Adapter", "LayerAttention", "Replacement"]
 
 
 class LayerAttention(Protocol):
-    """Caches new keys and values of a layer, and attends to all that it then has."""
+    """Caches new keys and values of a layer, and attends to all that it then has.
+
+    Attributes:
+        positions: Of the tokens that the model is called with, `[batch, length]`.
+    """
+
+    positions: Tensor
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int
@@ -49,5 +55,5 @@ class Replacement(NamedTuple):
     function: Callable[..., object]
 
 
-# Of a module, what attends, and the number of the module among the model's layers.
+# Of a module, what attends, and the module's number among those of its class in the model.
 Adapter = Callable[[nn.Module, LayerAttention, int], Replacement]

@@ -9,12 +9,30 @@ from transformers.models.bloom.modeling_bloom import BloomAttention
 from transformers.models.codegen.modeling_codegen import CodeGenAttention
 from transformers.models.falcon.modeling_falcon import FalconAttention
 from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoSelfAttention
+from transformers.models.gpt_neox_japanese.modeling_gpt_neox_japanese import (
+    GPTNeoXJapaneseAttention,
+)
 from transformers.models.gptj.modeling_gptj import GPTJAttention
 from transformers.models.mpt.modeling_mpt import MptAttention
 from transformers.models.openai.modeling_openai import Attention as OpenAIGPTAttention
+from transformers.models.roformer.modeling_roformer import (
+    RoFormerSelfAttention,
+    RoFormerSinusoidalPositionalEmbedding,
+)
 from transformers.models.xglm.modeling_xglm import XGLMAttention
 
-from . import bloom, codegen, falcon, gpt_neo, gptj, mpt, openai_gpt, xglm
+from . import (
+    bloom,
+    codegen,
+    falcon,
+    gpt_neo,
+    gpt_neox_japanese,
+    gptj,
+    mpt,
+    openai_gpt,
+    roformer,
+    xglm,
+)
 from .base import Adapter, LayerAttention
 
 __all__ = ["adapted", "is_adaptable"]
@@ -26,8 +44,11 @@ _ADAPTERS: Mapping[type[nn.Module], Adapter] = {
     FalconAttention: falcon.adapt,
     GPTJAttention: gptj.adapt,
     GPTNeoSelfAttention: gpt_neo.adapt,
+    GPTNeoXJapaneseAttention: gpt_neox_japanese.adapt,
     MptAttention: mpt.adapt,
     OpenAIGPTAttention: openai_gpt.adapt,
+    RoFormerSelfAttention: roformer.adapt,
+    RoFormerSinusoidalPositionalEmbedding: roformer.adapt_table,
     XGLMAttention: xglm.adapt,
 }
 
@@ -42,8 +63,8 @@ def adapted(model: PreTrainedModel, attention: LayerAttention) -> Iterator[None]
     """Within it the modules that have an adapter attend by `attention`."""
     replaced = []
     try:
-        for layer, (module, adapt) in enumerate(_modules(model)):
-            name, function = adapt(module, attention, layer)
+        for module, adapt, number in _modules(model):
+            name, function = adapt(module, attention, number)
             setattr(module, name, function)
             replaced.append((module, name))
         yield
@@ -52,5 +73,10 @@ def adapted(model: PreTrainedModel, attention: LayerAttention) -> Iterator[None]
             delattr(module, name)  # the class's own is seen again
 
 
-def _modules(model: PreTrainedModel) -> list[tuple[nn.Module, Adapter]]:
-    return [(m, _ADAPTERS[type(m)]) for m in model.modules() if type(m) in _ADAPTERS]
+def _modules(model: PreTrainedModel) -> list[tuple[nn.Module, Adapter, int]]:
+    """Modules that have an adapter, each with its number among those of its class."""
+    found = []
+    for kind, adapt in _ADAPTERS.items():
+        modules = (module for module in model.modules() if type(module) is kind)
+        found += [(module, adapt, number) for number, module in enumerate(modules)]
+    return found
