@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from tests.fixtures.decoders import DecoderExport
+    from tests.fixtures.decoder_exports import DecoderExport
 
 # Before torch is imported: its threads must not spin beside those of the engines.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -35,7 +35,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 @pytest.fixture(scope="session")
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
     """Gives the export of a tiny decoder of a family, made once a session; tests only read it."""
-    from tests.fixtures.decoders import export_of, make_decoder
+    from tests.fixtures.decoder_exports import export_of
+    from tests.fixtures.decoders import make_decoder
 
     exports: dict[str, DecoderExport] = {}
 

@@ -18,7 +18,8 @@ from enginehouse_server.engine.tensorrt.plan import decoder_profiles
 from tests.builder.export.conftest import Exporting
 from tests.conftest import Decoder
 from tests.fixtures.checkpoints import FAMILIES
-from tests.fixtures.decoders import DECODERS, LATENT_DECODERS, SLOT_DECODERS, DecoderExport
+from tests.fixtures.decoder_exports import DecoderExport
+from tests.fixtures.decoders import DECODERS, LATENT_DECODERS, SLOT_DECODERS
 from tests.fixtures.lowered import decoder_logits, half_of, lowered_of
 
 TOLERANCE = 1e-4  # of the spread of logits: fp32, another order of sums

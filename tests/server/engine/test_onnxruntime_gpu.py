@@ -109,7 +109,10 @@ class _Uncapturable(ort.InferenceSession):  # type: ignore[misc]
         super().__init__(model, providers=[provider])
         self.graphs: list[str] = []
 
-    def run_with_iobinding(self, iobinding: ort.IOBinding, run_options: ort.RunOptions) -> None:
+    def run_with_iobinding(
+        self, iobinding: ort.IOBinding, run_options: ort.RunOptions | None = None
+    ) -> None:
+        assert run_options is not None
         self.graphs.append(run_options.get_run_config_entry("gpu_graph_id"))
         if self.graphs[-1] == "3":
             raise RuntimeError("operation not permitted when stream is capturing")
@@ -237,7 +240,8 @@ def test_what_is_no_number_stays_with_its_own_sequence(
 ) -> None:
     from safetensors.numpy import load_file, save_file
 
-    from tests.fixtures.decoders import export_of, make_decoder
+    from tests.fixtures.decoder_exports import export_of
+    from tests.fixtures.decoders import make_decoder
 
     poison, checkpoint = 7, make_decoder("llama", tmp_path / "original")
     weights = load_file(checkpoint / "model.safetensors")

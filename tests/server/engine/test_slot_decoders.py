@@ -25,14 +25,8 @@ from enginehouse_server.scheduler import (
 )
 from tests.conftest import Decoder
 from tests.fixtures.attention import VOCABULARY, attend, make_tables, write_attention
-from tests.fixtures.decoders import (
-    DECODERS,
-    SLOT_DECODERS,
-    WIDE_DECODERS,
-    DecoderExport,
-    export_of,
-    make_decoder,
-)
+from tests.fixtures.decoder_exports import DecoderExport, export_of
+from tests.fixtures.decoders import DECODERS, SLOT_DECODERS, WIDE_DECODERS, make_decoder
 from tests.fixtures.driving import run_step
 
 TOLERANCE = 1e-4  # absolute; logits are around 1

@@ -27,7 +27,7 @@ from enginehouse_server.scheduler import (
 )
 from tests.conftest import Decoder
 from tests.fixtures.cuda_double import CudaDouble
-from tests.fixtures.decoders import DecoderExport
+from tests.fixtures.decoder_exports import DecoderExport
 from tests.fixtures.trt_double import DoubleModule, install
 from tests.fixtures.trt_double.plans import decoder_plan
 from tests.server.engine.test_onnxruntime_gpu import place_on

@@ -16,13 +16,8 @@ from enginehouse_server.engine.openvino import OpenVinoDecoder
 from enginehouse_server.errors import PlanMismatchError
 from tests.conftest import Decoder
 from tests.fixtures.checkpoints import WIDE_FAMILIES
-from tests.fixtures.decoders import (
-    DECODERS,
-    WIDE_DECODERS,
-    DecoderExport,
-    export_of,
-    make_decoder,
-)
+from tests.fixtures.decoder_exports import DecoderExport, export_of
+from tests.fixtures.decoders import DECODERS, WIDE_DECODERS, make_decoder
 from tests.fixtures.driving import answer_greedily
 
 TOLERANCE = 1e-4  # of the largest logit: fp32, another order of sums, some layers

@@ -15,7 +15,8 @@ from enginehouse_builder.export.decoder.expansion import is_made_token_by_token,
 from enginehouse_builder.export.decoder.observe import observe
 from enginehouse_server.engine.openvino import OpenVinoDecoder
 from tests.conftest import Decoder
-from tests.fixtures.decoders import LATENT_DECODERS, SPARSE_DECODERS, export_of, make_decoder
+from tests.fixtures.decoder_exports import export_of
+from tests.fixtures.decoders import LATENT_DECODERS, SPARSE_DECODERS, make_decoder
 from tests.fixtures.driving import answer_greedily
 
 from .test_export import NUM_TOKENS, assert_says_what_the_original_says, prompts_for

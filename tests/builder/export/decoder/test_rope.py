@@ -11,13 +11,8 @@ import transformers
 from enginehouse_builder.errors import SpecError
 from enginehouse_builder.export.rope import hold_rope
 from enginehouse_server.engine.openvino import OpenVinoDecoder
-from tests.fixtures.decoders import (
-    ORIGINAL_LENGTH,
-    SWITCHING_DECODERS,
-    DecoderExport,
-    export_of,
-    make_decoder,
-)
+from tests.fixtures.decoder_exports import DecoderExport, export_of
+from tests.fixtures.decoders import ORIGINAL_LENGTH, SWITCHING_DECODERS, make_decoder
 from tests.fixtures.driving import answer_greedily
 
 NUM_TOKENS = 12

@@ -18,7 +18,7 @@ from enginehouse_server.engine.reduction import ReducedLayout
 from enginehouse_server.errors import DeviceError, DeviceLostError, PlanMismatchError
 from tests.conftest import Decoder
 from tests.fixtures.attention import VOCABULARY, attend, make_tables, write_attention
-from tests.fixtures.decoders import DecoderExport
+from tests.fixtures.decoder_exports import DecoderExport
 from tests.fixtures.driving import run_step
 from tests.fixtures.trt_double import DoubleModule, install
 from tests.fixtures.trt_double.plans import decoder_plan

@@ -21,7 +21,7 @@ from enginehouse_server.engine.tensorrt.lower import lower_decoder
 from enginehouse_server.engine.tensorrt.plan import decoder_profiles
 from enginehouse_server.errors import PlanMismatchError
 from tests.conftest import Decoder
-from tests.fixtures.decoders import DecoderExport
+from tests.fixtures.decoder_exports import DecoderExport
 from tests.fixtures.driving import check_reduction, reduce_step, run_step
 from tests.fixtures.trt_double import DoubleModule
 from tests.fixtures.trt_double.plans import decoder_plan

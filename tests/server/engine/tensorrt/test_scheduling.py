@@ -29,7 +29,7 @@ from enginehouse_server.scheduler import (
     StepPace,
 )
 from tests.conftest import Decoder
-from tests.fixtures.decoders import DecoderExport
+from tests.fixtures.decoder_exports import DecoderExport
 from tests.fixtures.sums import Row, expected, random_rows, write_sums
 from tests.fixtures.trt_double import DoubleModule
 from tests.fixtures.trt_double.plans import decoder_plan, encoder_plan
