@@ -2,9 +2,10 @@
 
 `enginehouse::CacheUpdate` and `Attention` become `TRT_KVCacheUpdate` and `TRT_Attention`, which the
 parser knows. A standard Attention would be parsed wrongly: its lengths are dropped and its causal
-mask is turned upper left. What the fused layer cannot say is a mask, or written out in standard
-operators. The two have bodies of standard operators in the file, so that the very same graph also
-runs on ONNX Runtime. For a device the lowered graph also reduces its logits (engine/graph/best.py).
+mask is turned upper left. What the fused layer cannot say, or has no kernel for, is a mask, or
+written out in standard operators. The two have bodies of standard operators in the file, so that
+the very same graph also runs on ONNX Runtime. For a device the
+lowered graph also reduces its logits (engine/graph/best.py).
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,6 +33,8 @@ _FLOAT = int(TensorProto.FLOAT)
 _SLOPES, _SINKS = 4, 5  # inputs of Attention
 _HIDDEN = -1e30  # a score without weight; finite, so that no row becomes NaN
 _HIDDEN_FP16 = -6e4
+# Heads of other widths, 10 or 100, end TensorRT-RTX 1.7.1 with an exception of its compiler.
+_FUSED_WIDTH = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +144,7 @@ class _Lowering:
     def _attention(self, node: NodeProto, layer: LayerGeometry, dtype: int) -> Iterator[NodeProto]:
         inputs = [*node.input, "", ""]
         query, key, value, length = inputs[:4]
-        if layer.softcap or layer.has_sinks or layer.key_dim != layer.value_dim:
+        if not _is_fused(layer):
             yield from self._written_out(node, layer, dtype)
             return
         self.num_attentions += 1
@@ -318,6 +321,12 @@ class _Lowering:
             self._constants.add(name)
             self._graph.initializer.append(numpy_helper.from_array(np.array(value, dtype), name))
         return name
+
+
+def _is_fused(layer: LayerGeometry) -> bool:
+    """Whether the fused layer can say it and has a kernel for it."""
+    is_said = not (layer.softcap or layer.has_sinks) and layer.key_dim == layer.value_dim
+    return is_said and layer.key_dim % _FUSED_WIDTH == 0
 
 
 _ATTENTION = f"""

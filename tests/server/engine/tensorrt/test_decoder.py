@@ -171,8 +171,13 @@ def _attention_spec(geometry: LayerGeometry, folder: Path) -> DecoderSpec:
         LayerGeometry(4, 2, 16, 16, 0, has_sinks=True),
         LayerGeometry(4, 2, 16, 16, 9, has_slopes=True),
         LayerGeometry(4, 2, 16, 8, 20, softcap=3.0, has_slopes=True, has_sinks=True),
+        LayerGeometry(4, 2, 10, 10, 0),
+        LayerGeometry(4, 1, 20, 20, 9, has_slopes=True),
     ],
-    ids=["a window", "softcap", "sinks", "slopes in a window", "all, of narrow values"],
+    ids=[
+        *("a window", "softcap", "sinks", "slopes in a window", "all, of narrow values"),
+        *("a width without a kernel", "another, with slopes in a window"),
+    ],
 )
 def test_a_layer_attends_as_the_graph_says(
     geometry: LayerGeometry, double: DoubleModule, tmp_path: Path
