@@ -73,10 +73,7 @@ def export_classifier(
     tokenizer = load_tokenizer(resolved, spec)
     report("loading the weights")
     model = _load_for_export(resolved, spec)
-    table = model.get_input_embeddings()
-    weight = getattr(table, "weight", None)  # Perceiver's are not those of tokens
-    if isinstance(weight, TorchTensor):
-        check_vocabulary(tokenizer, weight.shape[0])
+    check_vocabulary(tokenizer, model)
     taken = inputs_of(model, tokenizer)
     names = tuple(name for name in _INPUTS if name in taken)
     max_tokens = max_tokens_of(spec.max_tokens, model, tokenizer)

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from transformers import PretrainedConfig, PreTrainedTokenizerFast
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from enginehouse_builder.errors import UnsupportedModelError
 from enginehouse_server.text import TextInput, Tokenizer
@@ -98,8 +99,15 @@ def check_tokenizer(
             )
 
 
-def check_vocabulary(tokenizer: PreTrainedTokenizerFast, num_embeddings: int) -> None:
+def check_vocabulary(tokenizer: PreTrainedTokenizerFast, model: PreTrainedModel) -> None:
     """Refuses a tokenizer that has tokens for which the model has no embedding."""
+    try:
+        table = getattr(model.get_input_embeddings(), "weight", None)
+    except NotImplementedError:  # CANINE embeds hashes of characters
+        return
+    if not isinstance(table, Tensor):  # Perceiver's are not those of tokens
+        return
+    num_embeddings = table.shape[0]
     beyond = {t: i for t, i in tokenizer.get_vocab().items() if i >= num_embeddings}
     if beyond:
         token, number = min(beyond.items(), key=lambda item: item[1])

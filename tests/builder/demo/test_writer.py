@@ -140,12 +140,34 @@ def test_documents_of_a_row_do_not_see_each_other(tokenizer: PreTrainedTokenizer
 
 def test_muon_steps_are_orthogonal() -> None:
     torch.manual_seed(0)
-    weight = torch.nn.Parameter(torch.zeros(24, 16))
-    weight.grad = torch.randn(24, 16) * torch.logspace(-1, 1, 16)
-    Muon([weight], lr=1.0, weight_decay=0.0).step()
-    lengths = torch.linalg.svdvals(weight.detach()) / (24 / 16) ** 0.5
-    assert lengths.min() > 0.5
-    assert lengths.max() < 1.3
+    shapes = [(24, 16), (16, 16), (24, 16), (16, 24)]
+    weights = [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]
+    optimizer = Muon(weights, lr=1.0, weight_decay=0.0)
+    for _ in range(2):  # what went before is remembered for each by itself
+        before = [weight.detach().clone() for weight in weights]
+        for weight in weights:
+            weight.grad = torch.randn(weight.shape) * torch.logspace(-1, 1, weight.shape[1])
+        optimizer.step()
+    for weight, old in zip(weights, before, strict=True):
+        moved = weight.detach() - old
+        lengths = torch.linalg.svdvals(moved) / max(1.0, weight.shape[0] / weight.shape[1]) ** 0.5
+        assert lengths.min() > 0.5
+        assert lengths.max() < 1.3
+
+
+def test_muon_moves_a_matrix_as_it_would_alone() -> None:
+    torch.manual_seed(0)
+    gradients = [torch.randn(3, 24, 16) for _ in range(2)]
+    together = [torch.nn.Parameter(torch.zeros(24, 16)) for _ in range(3)]
+    alone = torch.nn.Parameter(torch.zeros(24, 16))
+    optimizers = [Muon(together, lr=0.1, weight_decay=0.1), Muon([alone], lr=0.1, weight_decay=0.1)]
+    for gradient in gradients:
+        for weight, own in zip(together, gradient, strict=True):
+            weight.grad = own
+        alone.grad = gradient[1]
+        for optimizer in optimizers:
+            optimizer.step()
+    torch.testing.assert_close(together[1], alone)
 
 
 @pytest.mark.slow

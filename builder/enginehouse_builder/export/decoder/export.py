@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor as TorchTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from enginehouse_builder.errors import UnsupportedModelError
@@ -110,9 +109,7 @@ def _held_beyond(model: PreTrainedModel, max_tokens: int) -> int:
 def _save_text(
     resolved: Resolved, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path
 ) -> None:
-    table = getattr(model.get_input_embeddings(), "weight", None)
-    if isinstance(table, TorchTensor):
-        check_vocabulary(tokenizer, table.shape[0])
+    check_vocabulary(tokenizer, model)
     save_tokenizer(tokenizer, model.config, folder)
     save_generation_config(resolved, model, folder)
     check_tokenizer(folder, tokenizer, _UNCUT, pairs=False)
