@@ -140,7 +140,7 @@ def test_documents_of_a_row_do_not_see_each_other(tokenizer: PreTrainedTokenizer
 
 def test_muon_steps_are_orthogonal() -> None:
     torch.manual_seed(0)
-    shapes = [(24, 16), (16, 16), (24, 16), (16, 24)]
+    shapes = [(24, 16), (12, 16), (24, 16), (16, 24)]
     weights = [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]
     optimizer = Muon(weights, lr=1.0, weight_decay=0.0)
     for _ in range(2):  # what went before is remembered for each by itself
