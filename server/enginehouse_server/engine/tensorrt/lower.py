@@ -4,8 +4,8 @@
 parser knows. A standard Attention would be parsed wrongly: its lengths are dropped and its causal
 mask is turned upper left. What the fused layer cannot say, or has no kernel for, is a mask, or
 written out in standard operators. The two have bodies of standard operators in the file, so that
-the very same graph also runs on ONNX Runtime. For a device the
-lowered graph also reduces its logits (engine/graph/best.py).
+the very same graph also runs on ONNX Runtime. For a device the lowered graph also reduces its
+logits (engine/graph/best.py).
 """
 
 from collections.abc import Iterator, Sequence
