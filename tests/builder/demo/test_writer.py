@@ -142,6 +142,7 @@ def test_muon_steps_are_orthogonal() -> None:
     torch.manual_seed(0)
     shapes = [(24, 16), (12, 16), (24, 16), (16, 24)]
     weights = [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]
+    before = list[torch.Tensor]()
     optimizer = Muon(weights, lr=1.0, weight_decay=0.0)
     for _ in range(2):  # what went before is remembered for each by itself
         before = [weight.detach().clone() for weight in weights]
