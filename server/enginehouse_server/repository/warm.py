@@ -106,7 +106,7 @@ def time_steps(engine: DecoderEngine, check: Check) -> tuple[StepTime, ...]:
 
 
 def _pieces(engine: DecoderEngine) -> list[int]:
-    most = engine.limits.max_step_tokens
+    most = min(engine.limits.max_step_tokens, engine.limits.max_tokens)
     return sorted({min(n, most) for n in (*_PIECES, most)})
 
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
@@ -20,10 +21,12 @@ from enginehouse_server.engine.graph import NUM_BEST, to_half
 from enginehouse_server.engine.onnxruntime import OnnxRuntimeDecoder, OnnxRuntimeEncoder
 from enginehouse_server.engine.onnxruntime.device import check_installed, describe_device
 from enginehouse_server.engine.onnxruntime.elements import BF16, FP16, FP32, Element, to_fp32
+from enginehouse_server.engine.onnxruntime.lowering import LENGTH_INPUT, lower_decoder
 from enginehouse_server.engine.onnxruntime.memory import CudaMemory
 from enginehouse_server.engine.onnxruntime.place import Place, cpu_place, cuda_place
 from enginehouse_server.engine.onnxruntime.session import BoundSession, open_session
 from enginehouse_server.errors import DeviceError, DeviceLostError, PlanMismatchError
+from enginehouse_server.repository.warm import time_steps, warm_up_decoder
 from tests.conftest import Decoder
 from tests.fixtures.cuda_double import CudaDouble
 from tests.fixtures.driving import check_reduction, reduce_step, run_step
@@ -281,6 +284,26 @@ def test_a_graph_in_half_precision_has_half_its_cache(
         original.prefill(2, slot=0, end=50)
         items = [StepItem([1], 40, SEQUENCES[0][40:41]), StepItem([0], 50, SEQUENCES[2][50:51])]
         original.check(run_step(engine, *items), [(0, 40), (2, 50)])
+
+
+@pytest.mark.parametrize("grouped", [GROUPED, OWN_OPERATORS], ids=["grouped", "own"])
+def test_the_host_s_number_goes_to_the_device_only_where_a_slot_is_cut(
+    grouped: frozenset[Element], decoder: Decoder
+) -> None:
+    """A copy between the two, and a step is not to be captured."""
+    made = decoder("llama").spec(attention="slots")
+    lowered = lower_decoder(made.model, made.layers, grouped, on_device=True)
+    graph = onnx.load_from_string(lowered.graph).graph
+    readers = {node.op_type for node in graph.node if LENGTH_INPUT in node.input}
+    assert lowered.is_grouped == bool(grouped)
+    assert readers == ({"GroupQueryAttention"} if grouped else {"Unsqueeze"})
+
+
+def test_a_warm_up_keeps_to_what_a_slot_holds(device: CudaDouble, decoder: Decoder) -> None:
+    made = decoder("llama").spec(attention="slots", max_step_tokens=8192, max_tokens=48)
+    with OnnxRuntimeDecoder(made, place_on(device)) as engine:
+        warm_up_decoder(engine, "tiny", lambda: None)
+        assert max(step.num_tokens for step in time_steps(engine, lambda: None)) == 48
 
 
 def test_without_a_word_the_cache_takes_half_of_what_the_device_has_left(

@@ -47,7 +47,11 @@ class _Work(NamedTuple):
 
 
 class OnnxRuntimeDecoder:
-    """A session, its slots, and a thread that runs it."""
+    """A session, its slots, and a thread that runs it.
+
+    Attributes:
+        has_graphs: Whether steps of single tokens are captured once and replayed.
+    """
 
     backend = "onnxruntime"
 
@@ -92,7 +96,7 @@ class OnnxRuntimeDecoder:
         """Begins to compute a step; the items may be changed as soon as this returns."""
         assert self._session is not None, "the engine is closed"
         one_each = all(len(item.tokens) == item.num_logits == 1 for item in items)
-        graph = len(items) if one_each and self._session.has_graphs else None
+        graph = len(items) if one_each and self.has_graphs else None
         if len(items) == 1 and graph is None:
             first_row = self._rows.row_of(items[0].blocks[0])
             step = lay_out(items, self.limits, [0])
@@ -158,6 +162,7 @@ class OnnxRuntimeDecoder:
             lowered.graph if lowered else None,
             captures=lowered is not None and lowered.is_grouped,
         )
+        self.has_graphs = session.has_graphs
         if not spec.cache_bytes and place.gpu is not None:
             left = int(_SHARE_OF_FREE_MEMORY * place.gpu.memory().free)
             self.limits = slot_limits(replace(spec, cache_bytes=left), place.cache_precisions)
@@ -182,7 +187,7 @@ class OnnxRuntimeDecoder:
         Now: while one is captured, another thread of the process that asks CUDA for memory would
         spoil it, and models are loaded one after the other.
         """
-        if self._session is None or not self._session.has_graphs:
+        if not self.has_graphs:
             return
         slots = range(self.limits.num_blocks)
         for count in range(1, self.limits.max_sequences + 1):

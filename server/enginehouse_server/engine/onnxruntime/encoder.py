@@ -30,7 +30,11 @@ _INT64_BYTES = 8
 
 
 class OnnxRuntimeEncoder:
-    """A session, and lanes that run it."""
+    """A session, and lanes that run it.
+
+    Attributes:
+        has_graphs: Whether shapes are captured once and replayed.
+    """
 
     backend = "onnxruntime"
 
@@ -76,6 +80,7 @@ class OnnxRuntimeEncoder:
         # Each lane's own thread computes too.
         num_threads = max(1, spec.num_threads - spec.num_lanes + 1)
         session = open_session(spec.model, num_threads, place)
+        self.has_graphs = session.has_graphs
         [output, *_] = session.outputs
         width = session.width_of(output)
         if width is None:

@@ -127,10 +127,14 @@ class _Lowering:
 
     def nodes(self) -> Iterator[NodeProto]:
         """The nodes of the lowered graph."""
-        one, first = self._ints("one", 1, np.int32), self._ints("first", [0])
+        one = self._ints("one", 1, np.int32)
         yield helper.make_node("Sub", ["kv_length", one], [_LAST_PLACES])
-        yield helper.make_node("Unsqueeze", [LENGTH_INPUT, first], [f"{_KEPT}_int32"])
-        yield helper.make_node("Cast", [f"{_KEPT}_int32"], [_KEPT], to=TensorProto.INT64)
+        if not all(map(self.is_grouped, self._layers)):
+            # Not otherwise: the host's number would be copied to a GPU, whose steps are then not
+            # to be captured.
+            first = self._ints("first", [0])
+            yield helper.make_node("Unsqueeze", [LENGTH_INPUT, first], [f"{_KEPT}_int32"])
+            yield helper.make_node("Cast", [f"{_KEPT}_int32"], [_KEPT], to=TensorProto.INT64)
         layers = iter(self._layers)
         for node in self._graph.node:
             if (node.domain, node.op_type) == (_DOMAIN, "CacheUpdate"):

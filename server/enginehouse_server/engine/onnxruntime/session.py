@@ -17,7 +17,8 @@ from .place import Place
 __all__ = ["BoundSession", "open_session"]
 
 _log = logging.getLogger(__name__)
-_ERRORS = 3  # of log severities: it warns of what is meant
+# Of log severities: it warns of what is meant, and what is only tried may fail.
+_ERRORS, _FATAL = 3, 4
 _NOT_CAPTURED = -1  # of graph ids
 
 
@@ -119,22 +120,29 @@ def open_session(
     settings = dict(place.options)
     if place.has_graphs and captures:
         try:
-            made = _open(file, num_threads, place, graph, settings | {"enable_cuda_graph": "1"})
+            captured = settings | {"enable_cuda_graph": "1"}
+            made = _open(file, num_threads, place, graph, captured, severity=_FATAL)
         except PlanMismatchError as error:
             # Every node would have to be the GPU's. Anything else fails once more, and is told.
-            _log.info("%s runs without CUDA graphs: %s", file.name, error)
+            _log.warning("%s runs without CUDA graphs, and slower: %s", file, error)
         else:
             return BoundSession(made, place, has_graphs=True)
     return BoundSession(_open(file, num_threads, place, graph, settings), place, has_graphs=False)
 
 
 def _open(
-    file: Path, num_threads: int, place: Place, graph: bytes | None, settings: Mapping[str, str]
+    file: Path,
+    num_threads: int,
+    place: Place,
+    graph: bytes | None,
+    settings: Mapping[str, str],
+    severity: int = _ERRORS,
 ) -> ort.InferenceSession:
+    ort.set_default_logger_severity(_ERRORS)
     options = ort.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = _ERRORS
+    options.log_severity_level = severity
     # Shapes vary: a plan of memory for each would only be made and thrown away.
     options.enable_mem_pattern = False
     # Threads that wait take more of a processor than those that compute, unless they may sleep.
