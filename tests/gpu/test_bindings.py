@@ -139,6 +139,36 @@ def test_a_capture_that_fails_leaves_the_stream_as_it_was(device: CudaDevice) ->
     device.check()
 
 
+def test_a_capture_that_another_library_begins_keeps_no_thread_from_memory(
+    device: CudaDevice,
+) -> None:
+    """ONNX Runtime captures in the mode that forbids it to the process."""
+    driver = pytest.importorskip("cuda.bindings.driver")
+    core = pytest.importorskip("cuda.core")
+    begun, done = threading.Event(), threading.Event()
+    ended: list[int] = []
+
+    def capture() -> None:
+        other = core.Device(0)
+        other.set_current()
+        stream = other.create_stream()
+        mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_GLOBAL
+        driver.cuStreamBeginCapture(stream.handle, mode)
+        begun.set()
+        done.wait(30)
+        ended.append(int(driver.cuStreamEndCapture(stream.handle)[0]))
+
+    thread = threading.Thread(target=capture)
+    thread.start()
+    try:
+        assert begun.wait(30)
+        device.allocate(SIZE).free()
+    finally:
+        done.set()
+        thread.join(30)
+    assert ended == [0], "it was spoilt"
+
+
 def test_memory_that_there_is_not_is_refused_with_what_there_is(device: CudaDevice) -> None:
     with pytest.raises(DeviceError, match=r"MiB free, and .* MiB are asked for .*--cache-memory"):
         device.allocate(device.memory().total + SIZE)

@@ -34,7 +34,7 @@ from .base import (
     PinnedBuffer,
 )
 from .errors import probe, refused_memory, reported
-from .host import array_at
+from .host import array_at, ignore_captures_elsewhere
 
 __all__ = ["CudaCoreDevice"]
 
@@ -89,6 +89,7 @@ class CudaCoreDevice:
         if device is None:
             device = Device(self._index)
             device.set_current()
+            ignore_captures_elsewhere()
             self._here.device = device
         return device
 

@@ -1,4 +1,4 @@
-"""Host memory by its address, as numpy and the bindings take it."""
+"""What both bindings lack: host memory by its address, and captures that others begin."""
 
 import ctypes
 import math
@@ -6,7 +6,9 @@ import math
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-__all__ = ["array_at", "bytes_at"]
+__all__ = ["array_at", "bytes_at", "ignore_captures_elsewhere"]
+
+_THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
 
 
 def bytes_at(address: int, num_bytes: int) -> "ctypes.Array[ctypes.c_char]":
@@ -32,3 +34,13 @@ def array_at(
         return np.empty(shape, kind)
     array: NDArray[np.generic] = np.frombuffer(memoryview(bytes_at(address, needed)), kind)
     return array.reshape(shape)
+
+
+def ignore_captures_elsewhere() -> None:
+    """Lets this thread ask CUDA for memory while another thread captures, whichever library does.
+
+    ONNX Runtime captures in the mode that forbids it to every thread of the process, but for those
+    that have said, as here, that captures of their own alone concern them.
+    """
+    mode = ctypes.c_int(_THREAD_LOCAL)
+    ctypes.CDLL("libcuda.so.1").cuThreadExchangeStreamCaptureMode(ctypes.byref(mode))

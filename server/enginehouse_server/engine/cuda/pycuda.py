@@ -30,7 +30,7 @@ from .base import (
     PinnedBuffer,
 )
 from .errors import probe, refused_memory, reported
-from .host import array_at, bytes_at
+from .host import array_at, bytes_at, ignore_captures_elsewhere
 
 __all__ = ["PycudaDevice"]
 
@@ -84,6 +84,8 @@ class PycudaDevice:
             if not depth:
                 assert self._context is not None, "the device is closed"
                 self._context.push()
+                if not hasattr(self._current, "depth"):
+                    ignore_captures_elsewhere()
             self._current.depth = depth + 1
             try:
                 yield
