@@ -27,7 +27,6 @@ def measure_generate(
     more = ("--max-tokens", str(_MAX_TOKENS), "--max-batch", str(max(in_flight)))
     version = build_model(shape, precision, target, *more)
     rates: dict[int, float] = {}
-    uses: dict[int, str] = {}
     seeds = itertools.count(0, 1000)
     flags = ("--require", target.partition(":")[0], "--max-waiting", "1024")
     with Served(version, *flags) as server:
@@ -36,16 +35,14 @@ def measure_generate(
             with GpuUse() as use:
                 requests = together(size, _PROMPT, _NEW, next(seeds))
                 rates[size] = _decode_rate(replay(server.address, server.model, requests))
-            uses[size] = str(use)
+            yield f"{size} streams: {rates[size]:.0f} tokens/s, {use}"
     arguments = (checkpoint_of(shape), precision, str(_PROMPT), str(_NEW))
     with Process("-m", "bench.peer_torch", "generate", *arguments) as peer:
         num_weights, bandwidth = float(peer.ask("weights")), float(peer.ask("bandwidth"))
         for size in in_flight:
             theirs = peer.measure(f"decode {size}")
-            yield (
-                f"{size} streams: {rates[size]:.0f} tokens/s, {uses[size]}; transformers "
-                f"{theirs:.0f} tokens/s; ratio {rates[size] / theirs:.2f}"
-            )
+            ratio = rates[size] / theirs
+            yield f"{size} streams, transformers: {theirs:.0f} tokens/s; served over it {ratio:.2f}"
     ceiling = bandwidth / (num_weights * _WEIGHT_BYTES[precision])
     yield (
         f"one stream: {rates[1] / ceiling:.0%} of the {ceiling:.0f} tokens/s at which memory of "

@@ -182,11 +182,7 @@ class OnnxRuntimeDecoder:
         self._capture()
 
     def _capture(self) -> None:
-        """Captures a step of each number of sequences, on slots that hold nothing.
-
-        Now: while one is captured, another thread of the process that asks CUDA for memory would
-        spoil it, and models are loaded one after the other.
-        """
+        """Captures a step of each number of sequences, on slots that hold nothing."""
         if not self.has_graphs:
             return
         slots = range(self.limits.num_blocks)

@@ -21,6 +21,7 @@ from enginehouse_server.engine.graph import add_best
 from enginehouse_server.errors import PlanMismatchError
 
 from .elements import Element, element_of
+from .fusions import fuse
 
 __all__ = ["LENGTH_INPUT", "Lowered", "lower_decoder"]
 
@@ -85,6 +86,7 @@ def lower_decoder(
     nodes = list(lowering.nodes())
     del graph.node[:]
     graph.node.extend(nodes)
+    fuse(graph)
     longest = helper.make_tensor_value_info(LENGTH_INPUT, TensorProto.INT32, [])
     graph.input.append(longest)
     num_best = add_best(graph) if on_device else 0
