@@ -3,13 +3,13 @@
 import contextlib
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 from enginehouse_server.engine.gpus import PLAN_CAPABILITIES
+from enginehouse_server.engine.whole_file import replace_file
 from enginehouse_server.errors import UnsupportedError
 
 from .flavour import Handle, load_flavour
@@ -167,10 +167,7 @@ def _timing_cache(config: Handle, file: Path | None) -> Iterator[list[str]]:
     yield notes
     found = config.get_timing_cache()
     if found is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as new:
-            new.write(memoryview(found.serialize()))
-        Path(new.name).replace(file)
+        replace_file(file, [memoryview(found.serialize())])
 
 
 def _tensors(network: Handle) -> Iterator[PlanTensor]:
