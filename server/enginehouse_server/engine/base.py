@@ -165,5 +165,8 @@ class KernelKeeper(Protocol):
     """An engine, of whatever kind, that compiles where it runs, and has a folder to keep it in."""
 
     def keep_kernels(self) -> None:
-        """Keeps for the next load what was compiled so far; nothing may be computing."""
+        """Keeps for the next load what was compiled so far.
+
+        On the thread that loaded the engine; nothing may be computing.
+        """
         ...
