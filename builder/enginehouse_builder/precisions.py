@@ -43,6 +43,10 @@ _LEAST_CAPABILITY: Mapping[Precision, int] = {
 }
 _ANY = 1 << 10  # a plan for any GPU is one for those that have the precision
 _NARROW = ("int8", "int4", "fp8")
+_NO_FP8 = (
+    "whose activations are not calibrated, as a product in fp8 needs (int8 and int4 round weights "
+    "alone, to as few bits or fewer)"
+)
 
 
 def precisions_for(backend: str, task: str | None) -> tuple[Precision, ...]:
@@ -71,7 +75,8 @@ def obstacle_to(
     allowed = precisions_for(backend, task)
     if precision not in allowed:
         kind = {"classify": " for classifiers", "generate": " for decoders", None: ""}[task]
-        return f"{backend} has no {precision}{kind}: use {_listed(allowed)}"
+        why = f", {_NO_FP8}" if (precision, task) == ("fp8", "generate") else ""
+        return f"{backend} has no {precision}{kind}{why}: use {_listed(allowed)}"
     least = _LEAST_CAPABILITY.get(precision, 0)
     too_old = [c for c in capabilities if _number(c) < least]
     if not too_old:

@@ -4,18 +4,24 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from enginehouse_builder.cli import build as build_command
 from enginehouse_builder.display import Display
 from enginehouse_builder.errors import SpecError
 from enginehouse_builder.host import Host
 from enginehouse_builder.inspect.verify import faults_of
+from enginehouse_builder.manifest import read_manifest
 from enginehouse_builder.pipeline import build
 from enginehouse_builder.publish import Published
 from enginehouse_builder.spec import BuildSpec
 from enginehouse_builder.targets import Target, Targets, targets_of
 from enginehouse_server.engine.base import Precision
+from enginehouse_server.errors import PlanMismatchError
 from enginehouse_server.repository import (
     DecoderSettings,
+    LoadedClassifier,
+    LoadedDecoder,
     LoadSettings,
     load_classifier,
     load_decoder,
@@ -108,6 +114,78 @@ def test_a_decoder_s_targets_are_certified_and_load(decoder: BuildSpec, asked: s
     other.engine.close()
 
 
+def test_a_classifier_in_fp16_is_certified_on_the_processor_and_left_to_gpus(
+    classifier: BuildSpec,
+) -> None:
+    published = _build(classifier, "onnxruntime=fp16", "openvino")
+    openvino, half = published.manifest.engines
+    assert (half.target, half.precision) == ("onnxruntime", "fp16")
+    assert half.certificate.runtime.endswith("in place of its CUDA provider: the graph in fp16")
+    assert openvino.certificate.max_abs_error < half.certificate.max_abs_error
+    assert not half.latency, "it does not run here"
+    whole, narrow = (sum(f.size_bytes for f in e.files) for e in (openvino, half))
+    assert narrow < 0.7 * whole
+    assert not faults_of(published.folder, published.manifest)
+    _serves_openvino_alone(published)
+
+
+def test_a_decoder_in_fp16_is_certified_on_the_processor_and_left_to_gpus(
+    decoder: BuildSpec,
+) -> None:
+    published = _build(decoder, "onnxruntime=fp16", "openvino")
+    openvino, half = published.manifest.decoders
+    assert (half.precision, half.cache_precision) == ("fp16", "fp16")
+    assert half.certificate.runtime.endswith("in place of its CUDA provider: the graph in fp16")
+    assert openvino.certificate.max_abs_error < half.certificate.max_abs_error
+    assert half.certificate.top1_agreement > 0.9
+    assert not half.step_times, "it does not run here"
+    assert not faults_of(published.folder, published.manifest)
+    _serves_openvino_alone(published)
+
+
+def _serves_openvino_alone(published: Published) -> None:
+    """And says of ONNX Runtime's engine why it cannot."""
+
+    def load(required: str) -> LoadedClassifier | LoadedDecoder:
+        if published.manifest.decoders:
+            return load_decoder(published.folder, DecoderSettings(1, required=required))
+        return load_classifier(published.folder, LoadSettings(1, required=required))
+
+    best = load("")
+    assert best.engine.backend == "openvino"
+    best.engine.close()
+    with pytest.raises(PlanMismatchError, match=r"onnxruntime computing in fp16.* does not"):
+        load("onnxruntime")
+
+
+def test_a_decoder_is_rebuilt_from_the_version_alone(decoder: BuildSpec, tmp_path: Path) -> None:
+    first = _build(decoder, "openvino")
+    found = CliRunner().invoke(
+        build_command,
+        [
+            *("--rebuild", "--name", f"{DECODER}=1", "--target", "onnxruntime=int8", "--quiet"),
+            *("--repository", str(decoder.repository), "--cache-dir", str(tmp_path / "fresh")),
+        ],
+    )
+    assert found.exit_code == 0, found.output
+    folder = first.folder.with_name("2")
+    manifest = read_manifest(folder)
+    openvino, rebuilt = manifest.decoders
+    assert (openvino,) == first.manifest.decoders, "with its certificate and times"
+    assert (rebuilt.target, rebuilt.precision) == ("onnxruntime", "int8")
+    assert rebuilt.certificate.samples_sha256 == openvino.certificate.samples_sha256
+    assert rebuilt.certificate.reference == openvino.certificate.reference
+    assert rebuilt.certificate.mean_kl > 0
+    assert {time.kind for time in rebuilt.step_times} == {"prefill", "decode"}
+    assert not faults_of(folder, manifest)
+    for file in (*manifest.canonical, manifest.reference):
+        assert (folder / file.path).samefile(first.folder / file.path)
+    assert {stage.stage for stage in manifest.build}.isdisjoint({"resolve", "export", "reference"})
+    loaded = load_decoder(folder, DecoderSettings(1, required="onnxruntime"))
+    assert loaded.chosen == rebuilt
+    loaded.engine.close()
+
+
 CPU = Host({"tensorrt": "tensorrt is not installed"})
 ADA = Host({"tensorrt": "tensorrt is not installed"}, "sm89")
 
@@ -186,7 +264,11 @@ def test_what_is_no_target_is_refused(asked: tuple[str, ...], message: str) -> N
         (("openvino", "onnxruntime=bf16"), {}, "onnxruntime=bf16: .* use onnxruntime=fp32"),
         (("onnxruntime",), {"cache_precision": "u8"}, "onnxruntime keeps .* Leave the option out"),
         (("tensorrt:sm90",), {}, "compiled where it is to run"),
-        (("tensorrt-rtx:any=fp8",), {}, "tensorrt-rtx has no fp8 for decoders: use fp32, tf32"),
+        (
+            *(("tensorrt-rtx:any=fp8",), {}),
+            "tensorrt-rtx has no fp8 for decoders, whose activations are not calibrated.*int8 and "
+            "int4 round weights alone.*: use fp32, tf32, bf16, fp16, int8 or int4",
+        ),
         (("openvino=tf32",), {}, "openvino has no tf32"),
     ],
 )

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -19,16 +19,22 @@ from enginehouse_builder.manifest import (
 )
 from enginehouse_client import Client, OutputOptions, Sampling, Stopping
 from enginehouse_server.config import BatchingConfig, GenerateConfig
+from enginehouse_server.engine.gpus import Gpu
+from enginehouse_server.engine.runtimes import Runtime
 from enginehouse_server.errors import UnloadableError
 from enginehouse_server.repository import (
     DecoderSettings,
+    LoadedClassifier,
+    LoadedDecoder,
     LoadSettings,
     load_classifier,
     load_decoder,
 )
 from tests.fixtures.nvidia_smi import H100_ROW, install_nvidia_smi
+from tests.fixtures.plans import GPU_MACHINE
 from tests.fixtures.serving import config_of, serving
 from tests.fixtures.trt_double import DoubleModule, install, install_machine
+from tests.fixtures.trt_double.plan_file import VERSION
 from tests.fixtures.trt_double.version import give_plan, give_reference
 from tests.integration.conftest import MODEL, WRITER, Writer
 from tests.integration.test_generate import greedy
@@ -227,3 +233,34 @@ def test_without_tensorrt_another_engine_serves_and_says_why(
     [reason] = engine.passed_over
     assert reason.startswith("tensorrt:sm90: runtime: it needs tensorrt 11.4.0.106, here is ")
     assert "'enginehouse[tensorrt]'" in reason
+
+
+def test_what_rtx_compiled_at_warm_up_is_not_compiled_again(
+    writer: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = Gpu(0, "Double GPU", "sm89", 24 << 30)
+    runtimes = (Runtime("tensorrt-rtx", VERSION), Runtime("cuda-core", "1.2.2"))
+    machine = replace(GPU_MACHINE, gpus=(gpu,), runtimes=runtimes)
+    loads: dict[str, Callable[[Path], LoadedClassifier | LoadedDecoder]] = {
+        MODEL: lambda folder: load_classifier(
+            folder, LoadSettings(1, max_tokens=32, machine=machine, state_dir=tmp_path / "state")
+        ),
+        WRITER: lambda folder: load_decoder(
+            folder, DecoderSettings(1, max_running=2, machine=machine, state_dir=tmp_path / "state")
+        ),
+    }
+    for model, load in loads.items():
+        folder = tmp_path / model / "1"
+        shutil.copytree(writer.repository / model / "1", folder)
+        manifest = give_plan(folder, "runtime", flavour="tensorrt-rtx")
+        num_compiled = []
+        for _ in range(2):
+            module = install(monkeypatch, flavour="tensorrt-rtx", compute_capability=(8, 9))
+            load(folder).engine.close()
+            num_compiled.append(len(module.engines[0].compiled))
+            assert not module.faults
+        assert num_compiled[0] > 0
+        assert num_compiled[1] == 0
+        [built] = manifest.decoders if model == WRITER else manifest.engines
+        digest = built.files[0].sha256
+        assert (tmp_path / "state/kernels" / digest / "Double-GPU-sm89.kernels").exists()

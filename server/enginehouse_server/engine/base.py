@@ -8,7 +8,7 @@ batch and waiting for it are two calls, so that a thread can deliver the last re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ __all__ = [
     "EncoderEngine",
     "EncoderLane",
     "EncoderSpec",
+    "KernelKeeper",
     "Logits",
     "PlanTraits",
     "Precision",
@@ -89,6 +90,8 @@ class EncoderSpec:
         num_lanes: Batches that compute side by side.
         cuda_binding: What drives CUDA for engines on a GPU: "cuda-core" or "pycuda".
         plan: Of a model that is a compiled plan; None of others.
+        kernels: Folder in which an engine keeps what it compiles of this model here, from one load
+            to the next; None for none.
     """
 
     model: Path
@@ -101,6 +104,7 @@ class EncoderSpec:
     num_lanes: int = 1
     cuda_binding: str = "cuda-core"
     plan: PlanTraits | None = None
+    kernels: Path | None = None
 
 
 class EncoderLane(Protocol):
@@ -153,4 +157,16 @@ class EncoderEngine(Protocol):
 
     def close(self) -> None:
         """Releases the engine; no lane may be computing."""
+        ...
+
+
+@runtime_checkable
+class KernelKeeper(Protocol):
+    """An engine, of whatever kind, that compiles where it runs, and has a folder to keep it in."""
+
+    def keep_kernels(self) -> None:
+        """Keeps for the next load what was compiled so far.
+
+        On the thread that loaded the engine; nothing may be computing.
+        """
         ...

@@ -81,6 +81,8 @@ class DecoderSpec:
             graph can say.
         cuda_binding: What drives CUDA for engines on a GPU: "cuda-core" or "pycuda".
         plan: Of a model that is a compiled plan; None of others.
+        kernels: Folder in which an engine keeps what it compiles of this model here, from one load
+            to the next; None for none.
     """
 
     model: Path
@@ -96,6 +98,7 @@ class DecoderSpec:
     attention: AttentionKind = "paged"
     cuda_binding: str = "cuda-core"
     plan: PlanTraits | None = None
+    kernels: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

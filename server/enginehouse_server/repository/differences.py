@@ -193,15 +193,15 @@ def _no_binding(case: Case) -> Verdict | None:
 
 def _no_arithmetic(case: Case) -> Verdict | None:
     engine, machine = case.engine, case.machine
-    has_bf16 = case.runtime.has_bf16 or (
-        engine.backend == "onnxruntime" and machine.has_cuda_provider
-    )
-    precisions = {engine.precision, getattr(engine, "cache_precision", "")}
-    if "bf16" not in precisions or has_bf16:
+    if engine.backend == "onnxruntime" and machine.has_cuda_provider:
+        return None
+    lacking = {"fp16"} if case.runtime.has_bf16 else {"fp16", "bf16"}
+    found = lacking & {engine.precision, getattr(engine, "cache_precision", "")}
+    if not found:
         return None
     return _differs(
         "precision",
-        f"{engine.backend} computing in bf16",
+        f"{engine.backend} computing in {found.pop()}",
         f"{machine.processor}, on which it does not",
         case.other(engine.backend, "fp32"),
     )

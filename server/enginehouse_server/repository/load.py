@@ -11,7 +11,14 @@ from typing import NamedTuple
 import numpy as np
 
 from enginehouse_builder.manifest import ClassifyTask, Engine, Manifest
-from enginehouse_server.engine.base import EncoderEngine, EncoderLane, EncoderSpec, Logits, Shape
+from enginehouse_server.engine.base import (
+    EncoderEngine,
+    EncoderLane,
+    EncoderSpec,
+    KernelKeeper,
+    Logits,
+    Shape,
+)
 from enginehouse_server.engine.create import computes_on_gpu, create_encoder
 from enginehouse_server.engine.machine import Machine
 from enginehouse_server.engine.threads import default_lanes
@@ -23,7 +30,7 @@ from .certify import certify_here, is_certified_elsewhere
 from .certify_encoder import measure_encoder
 from .choose import choose
 from .machines import machine_for
-from .plans import traits_of
+from .plans import kernels_of, traits_of
 from .state import StateFolder
 from .verdict import Rebuild
 from .verify import verify_files
@@ -138,7 +145,10 @@ def load_classifier(
                     lambda: measure_encoder(engine, grid, folder, manifest, check),
                 )
             seconds = _measured(built, engine, on_gpu=on_gpu)
-            return _Ready(engine, grid, seconds or time_shapes(engine, grid, check))
+            seconds = seconds or time_shapes(engine, grid, check)
+            if isinstance(engine, KernelKeeper):
+                engine.keep_kernels()
+            return _Ready(engine, grid, seconds)
         except BaseException:
             engine.close()
             raise
@@ -216,6 +226,7 @@ def _spec(
         num_lanes=settings.num_lanes or num_lanes,
         cuda_binding=settings.cuda_binding,
         plan=traits_of(built.plan),
+        kernels=kernels_of(built, settings.state_dir),
     )
 
 

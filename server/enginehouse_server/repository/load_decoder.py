@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from enginehouse_builder.manifest import DecoderEngine as BuiltDecoder
 from enginehouse_builder.manifest import GenerateTask, Manifest, StepTime
+from enginehouse_server.engine.base import KernelKeeper
 from enginehouse_server.engine.create import computes_on_gpu, create_decoder
 from enginehouse_server.engine.decoder import DecoderEngine, DecoderSpec, LayerGeometry
 from enginehouse_server.engine.machine import Machine
@@ -23,7 +24,7 @@ from .certify import certify_here, is_certified_elsewhere
 from .certify_decoder import measure_decoder
 from .choose import choose
 from .machines import machine_for
-from .plans import traits_of
+from .plans import kernels_of, traits_of
 from .prove_decoder import prove_decoder
 from .state import StateFolder
 from .verdict import Rebuild
@@ -137,6 +138,8 @@ def load_decoder(
                 )
             is_timed = bool(built.step_times) and engine.device == built.device
             times = time_steps(engine, check) if on_gpu and not is_timed else built.step_times
+            if isinstance(engine, KernelKeeper):
+                engine.keep_kernels()
             return _Ready(engine, times)
         except BaseException:
             engine.close()
@@ -202,6 +205,7 @@ def _spec(
         attention=chosen.attention,
         cuda_binding=settings.cuda_binding,
         plan=traits_of(chosen.plan),
+        kernels=kernels_of(chosen, settings.state_dir),
     )
 
 

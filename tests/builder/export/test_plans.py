@@ -12,7 +12,7 @@ import pytest
 
 from enginehouse_server.engine.graph import NUM_BEST, HalfPrecision
 from enginehouse_server.engine.reduction import REDUCED
-from enginehouse_server.engine.tensorrt import PlanSpec, Profile, TensorRange
+from enginehouse_server.engine.tensorrt import PlanPrecision, PlanSpec, Profile, TensorRange
 from enginehouse_server.engine.tensorrt.compile import RTX_COMPUTE_CAPABILITIES, compile_plan
 from enginehouse_server.engine.tensorrt.plan import decoder_profiles
 from tests.builder.export.conftest import Exporting
@@ -143,6 +143,23 @@ def test_a_classifier_compiles_in_bf16(family: str, export: Exporting, tmp_path:
     file = half_of(model, "bf16", tmp_path)
     inputs = [t.name for t in export(family).exported.inputs]
     compile_classifier(file, inputs, "bf16", tmp_path)
+
+
+def test_products_are_rounded_in_tf32_where_that_is_asked_for_alone(
+    export: Exporting, tmp_path: Path
+) -> None:
+    model = export("bert").folder / "model.onnx"
+    inputs = [i.name for i in ort.InferenceSession(str(model)).get_inputs()]
+    profile = Profile("encode", tuple(TensorRange(n, (1, 1), (4, 32), (8, 64)) for n in inputs))
+
+    def plan(precision: PlanPrecision) -> bytes:
+        spec = PlanSpec(model, "tensorrt-rtx", ("sm89",), precision, (profile,))
+        compile_plan(spec, tmp_path / "plan", lambda *_: True)
+        return (tmp_path / "plan").read_bytes()
+
+    exact = plan("fp32")
+    assert plan("fp32") == exact
+    assert plan("tf32") != exact
 
 
 def test_what_a_plan_works_in_is_that_of_its_greatest_profile(

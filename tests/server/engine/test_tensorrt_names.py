@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from enginehouse_server.engine.tensorrt.context import _Context
+from enginehouse_server.engine.tensorrt.kernels import _RuntimeCache
 
 ROOT = Path(__file__).parents[3]
 SOURCES = ROOT / "server/enginehouse_server/engine/tensorrt"
@@ -46,7 +47,10 @@ RTX_ONLY = {
     "IBuilderConfig.num_compute_capabilities",
     "IBuilderConfig.set_compute_capability",
     "IExecutionContext.is_stream_capturable",
+    "IRuntimeCache",
+    "IRuntimeConfig.create_runtime_cache",
     "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy",
+    "IRuntimeConfig.set_runtime_cache",
 }
 _ASK = """
 import importlib, json, sys
@@ -70,9 +74,10 @@ def dotted(node: ast.expr) -> str:
 
 def names_used() -> Iterator[str]:
     """Names below the binding's module; alternatives with a bar between."""
-    for name, method in vars(_Context).items():
-        if not name.startswith("_") and callable(method):
-            yield f"IExecutionContext.{name}"
+    for described, own in ((_Context, "IExecutionContext"), (_RuntimeCache, "IRuntimeCache")):
+        for name, method in vars(described).items():
+            if not name.startswith("_") and callable(method):
+                yield f"{own}.{name}"
     for file in SOURCES.glob("*.py"):
         tree = ast.parse(file.read_text(encoding="utf-8"))
         uses_binding = "trt" in {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
@@ -118,6 +123,7 @@ def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_there_are_names_to_check() -> None:
     names = set(names_used())
     assert {"OnnxParser", "CausalMaskKind.LOWER_RIGHT", "IAttention.key_value_lengths"} <= names
+    assert {"IRuntimeCache.deserialize", "IRuntimeConfig.set_runtime_cache"} <= names
     assert len(names) > 30
 
 

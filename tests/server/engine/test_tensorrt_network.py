@@ -7,7 +7,7 @@ import onnx.parser
 import pytest
 import tensorrt_rtx_bindings as trt
 
-from enginehouse_server.engine.tensorrt import PlanSpec, Profile, TensorRange
+from enginehouse_server.engine.tensorrt import PlanReport, PlanSpec, Profile, TensorRange
 from enginehouse_server.engine.tensorrt.compile import CancelledError, compile_plan
 from enginehouse_server.errors import PlanMismatchError, UnsupportedError
 
@@ -47,8 +47,8 @@ def spec_of(text: str, folder: Path, **settings: object) -> PlanSpec:
     return PlanSpec(**(known | settings))  # type: ignore[arg-type]
 
 
-def compile_text(text: str, folder: Path, **settings: object) -> None:
-    compile_plan(spec_of(text, folder, **settings), folder / "plan", lambda *_: True)
+def compile_text(text: str, folder: Path, **settings: object) -> PlanReport:
+    return compile_plan(spec_of(text, folder, **settings), folder / "plan", lambda *_: True)
 
 
 def custom(kind: str = "lower_right", lengths: str = "lengths") -> str:
@@ -101,6 +101,30 @@ def test_a_gpu_that_cannot_is_refused_before_anything(
 ) -> None:
     with pytest.raises(UnsupportedError, match=why):
         compile_text(custom(), tmp_path, **settings)
+
+
+def test_a_portable_plan_is_for_the_gpus_that_have_its_products(tmp_path: Path) -> None:
+    ranges = (TensorRange("x", (1, 16), (4, 16), (8, 16)),)
+    settings = {"profiles": (Profile("encode", ranges),), "num_attentions": 0}
+    text = """
+        <ir_version: 10, opset_import: ["" : 24]>
+        graph (TYPE[b,16] x) => (TYPE[b,b] out)
+        {
+            turned = Transpose (x)
+            out = MatMul (x, turned)
+        }
+    """
+    half = compile_text(text.replace("TYPE", "float16"), tmp_path, **settings)
+    assert half.compute_capabilities[0] == "sm75"
+    assert not half.notes
+    whole = compile_text(text.replace("TYPE", "float"), tmp_path, **settings)
+    assert whole.compute_capabilities == half.compute_capabilities[1:]
+    [said] = whole.notes
+    assert said.startswith("sm75 is left out: it has no product in fp32, as ")
+    with pytest.raises(UnsupportedError, match="FP32 GEMM is not supported"):
+        compile_text(
+            text.replace("TYPE", "float"), tmp_path, compute_capabilities=("sm75",), **settings
+        )
 
 
 def test_the_full_flavour_is_refused_where_it_is_not_installed(tmp_path: Path) -> None:

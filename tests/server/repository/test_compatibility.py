@@ -20,6 +20,8 @@ OPENVINO = Runtime("openvino", "2026.4.1", has_bf16=True)
 CPU_MACHINE = dataclasses.replace(
     with_runtimes(GPU_MACHINE, OPENVINO), gpus=(), gpu_obstacle="nvidia-smi is not found"
 )
+_CPU_PROVIDER = ("CPUExecutionProvider",)
+_GPU_PROVIDERS = ("CUDAExecutionProvider", *_CPU_PROVIDER)
 L4 = Gpu(0, "NVIDIA L4", "sm89", 23 << 30)
 L4_MACHINE = dataclasses.replace(with_runtimes(GPU_MACHINE, TRT, RTX, CORE), gpus=(L4,))
 
@@ -50,6 +52,12 @@ def said(engine: Engine, machine: Machine) -> Verdict:
         (rtx_plan("any"), L4_MACHINE),
         (engine_of("openvino"), CPU_MACHINE),
         (engine_of("openvino", precision="bf16"), CPU_MACHINE),
+        (
+            engine_of("onnxruntime", precision="fp16"),
+            with_runtimes(
+                GPU_MACHINE, Runtime("onnxruntime", "2026.4.1", providers=_GPU_PROVIDERS)
+            ),
+        ),
     ],
 )
 def test_what_has_all_that_it_needs_runs(engine: Engine, machine: Machine) -> None:
@@ -113,6 +121,12 @@ def test_what_has_all_that_it_needs_runs(engine: Engine, machine: Machine) -> No
             engine_of("openvino", precision="bf16"),
             with_runtimes(CPU_MACHINE, Runtime("openvino", "2026.4.1")),
             *("precision", "openvino computing in bf16", "a processor", "--target openvino=fp32"),
+        ),
+        (
+            engine_of("onnxruntime", precision="fp16"),
+            with_runtimes(CPU_MACHINE, Runtime("onnxruntime", "1.32.0", providers=_CPU_PROVIDER)),
+            *("precision", "onnxruntime computing in fp16", "a processor"),
+            "--target onnxruntime=fp32",
         ),
         (
             *(engine_of("onnxruntime"), CPU_MACHINE, "runtime", "onnxruntime", "not installed"),

@@ -3,18 +3,18 @@
 import contextlib
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 from enginehouse_server.engine.gpus import PLAN_CAPABILITIES
+from enginehouse_server.engine.whole_file import replace_file
 from enginehouse_server.errors import UnsupportedError
 
 from .flavour import Handle, load_flavour
 from .logger import Complaints
-from .network import layer_info, parse, prove
+from .network import float_product, layer_info, parse, prove
 from .plan import PlanReport, PlanSpec, PlanTensor
 
 __all__ = ["RTX_COMPUTE_CAPABILITIES", "CancelledError", "Progress", "compile_plan", "refuse"]
@@ -55,8 +55,9 @@ def compile_plan(spec: PlanSpec, target: Path, progress: Progress) -> PlanReport
     network = builder.create_network(0)
     parser = parse(trt, network, complaints, spec.model)  # owns the weights until the end
     prove(trt, network, spec.num_attentions, spec.num_caches)
+    targets, left_out = _able(spec, float_product(trt, network))
     monitor = _monitor(trt, progress)
-    config = _config(trt, builder, spec, monitor)
+    config = _config(trt, builder, spec, targets, monitor)
     # TensorRT for RTX measures nothing when it compiles: it makes the kernels where the plan runs.
     timings = spec.timing_cache if spec.flavour == "tensorrt" else None
     with _timing_cache(config, timings) as notes, _Plan.of(trt, target) as plan:
@@ -73,7 +74,7 @@ def compile_plan(spec: PlanSpec, target: Path, progress: Progress) -> PlanReport
     report = PlanReport(
         flavour=spec.flavour,
         version=str(trt.__version__),
-        compute_capabilities=_targets(spec),
+        compute_capabilities=targets,
         num_bytes=target.stat().st_size,
         activation_bytes=complaints.activation_bytes,
         seconds=round(time.perf_counter() - began, 3),
@@ -81,7 +82,7 @@ def compile_plan(spec: PlanSpec, target: Path, progress: Progress) -> PlanReport
         num_caches=spec.num_caches,
         tensors=tuple(_tensors(network)),
         layer_info=layer_info(network),
-        notes=tuple(notes),
+        notes=(*left_out, *notes),
     )
     del parser
     return report
@@ -122,7 +123,23 @@ def _targets(spec: PlanSpec) -> tuple[str, ...]:
     return tuple(t for t in RTX_COMPUTE_CAPABILITIES if _has(t, spec.precision))
 
 
-def _config(trt: ModuleType, builder: Handle, spec: PlanSpec, monitor: Handle) -> Handle:
+def _able(spec: PlanSpec, float_product: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Targets that have what the network needs, and what is said of others that "any" would have.
+
+    A graph in half precision may keep a product of positions in fp32, which they would not survive.
+    """
+    targets = _targets(spec)
+    if spec.compute_capabilities != ("any",) or not float_product:
+        return targets, ()
+    able = tuple(target for target in targets if target not in _BEFORE_AMPERE)
+    lacking = [target for target in targets if target in _BEFORE_AMPERE]
+    said = f"{', '.join(lacking)} is left out: it has no product in fp32, as {float_product} is"
+    return able, (said,) if lacking else ()
+
+
+def _config(
+    trt: ModuleType, builder: Handle, spec: PlanSpec, targets: tuple[str, ...], monitor: Handle
+) -> Handle:
     config = builder.create_builder_config()
     config.builder_optimization_level = spec.optimization_level
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
@@ -135,7 +152,6 @@ def _config(trt: ModuleType, builder: Handle, spec: PlanSpec, monitor: Handle) -
         # No kernel may allocate for itself, or a run could not be captured in a CUDA graph.
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if spec.flavour == "tensorrt-rtx" and spec.compute_capabilities != ("current",):
-        targets = _targets(spec)
         config.num_compute_capabilities = len(targets)
         for i, target in enumerate(targets):
             config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), i)
@@ -167,10 +183,7 @@ def _timing_cache(config: Handle, file: Path | None) -> Iterator[list[str]]:
     yield notes
     found = config.get_timing_cache()
     if found is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as new:
-            new.write(memoryview(found.serialize()))
-        Path(new.name).replace(file)
+        replace_file(file, [memoryview(found.serialize())])
 
 
 def _tensors(network: Handle) -> Iterator[PlanTensor]:

@@ -54,7 +54,7 @@ class TensorRtDecoder:
                 raise PlanMismatchError(
                     f"{flavour} attends over slots, not {spec.attention}: build the model again"
                 )
-            loaded = LoadedPlan(spec.model, spec.plan, flavour, trt, device)
+            loaded = LoadedPlan(spec.model, spec.plan, flavour, trt, device, spec.kernels)
             release_with(stack, loaded.close)
             plan = self._plan = DecoderPlan(loaded, spec)
             self.limits = plan.limits(device.memory())
@@ -131,6 +131,10 @@ class TensorRtDecoder:
     def clear_blocks(self, blocks: Sequence[int]) -> None:
         """Makes slots as they were before anything was written; not while a step computes."""
         self._slots.clear([self._rows.row_of(block) for block in blocks])
+
+    def keep_kernels(self) -> None:
+        """Keeps for the next load what was compiled here; not while a step computes."""
+        self._plan.plan.keep_kernels()
 
     def close(self) -> None:
         """Releases the plan, the slots and the device. Twice is once."""

@@ -47,7 +47,7 @@ class TensorRtEncoder:
             release_with(stack, device.close)
             trt = load_flavour(flavour)
             self.runtime_version, self.device = str(trt.__version__), device.info.name
-            plan = LoadedPlan(spec.model, spec.plan, flavour, trt, device)
+            plan = LoadedPlan(spec.model, spec.plan, flavour, trt, device, spec.kernels)
             release_with(stack, plan.close)
             self._traits = _Traits(plan, spec)
             self.memory = self._traits.memory(spec.num_lanes)
@@ -63,6 +63,10 @@ class TensorRtEncoder:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def keep_kernels(self) -> None:
+        """Keeps for the next load what was compiled here; no lane may be computing."""
+        self._traits.plan.keep_kernels()
 
     def close(self) -> None:
         """Releases the lanes, the plan and the device. Twice is once."""

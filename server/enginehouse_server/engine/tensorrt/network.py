@@ -14,7 +14,7 @@ from enginehouse_server.errors import PlanMismatchError, UnsupportedError
 
 from .flavour import Handle
 
-__all__ = ["layer_info", "parse", "prove"]
+__all__ = ["float_product", "layer_info", "parse", "prove"]
 
 _MOST_ERRORS = 3
 
@@ -72,6 +72,15 @@ def prove(trt: ModuleType, network: Handle, num_attentions: int, num_caches: int
                 f"the network that TensorRT parsed has {found} {what}, the graph {wanted}: nothing "
                 "is compiled, since it would answer wrongly"
             )
+
+
+def float_product(trt: ModuleType, network: Handle) -> str:
+    """The name of a product that is computed in fp32; empty if there is none."""
+    products = (trt.LayerType.MATRIX_MULTIPLY, trt.LayerType.CONVOLUTION, trt.LayerType.EINSUM)
+    for layer in _layers(network):
+        if layer.type in products and layer.get_output(0).dtype == trt.float32:
+            return str(layer.name)
+    return ""
 
 
 def layer_info(network: Handle) -> str:

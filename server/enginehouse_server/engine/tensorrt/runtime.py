@@ -4,6 +4,7 @@
 # pyright: reportAttributeAccessIssue=false, reportMissingImports=false
 # pyright: reportOptionalMemberAccess=false
 
+import logging
 import mmap
 import threading
 from pathlib import Path
@@ -17,12 +18,14 @@ from enginehouse_server.errors import DeviceLostError, PlanMismatchError
 from .context import PlanContext
 from .failure import failed
 from .flavour import Flavour, Handle
+from .kernels import KernelCache, KernelOrigin
 from .logger import Complaints
 from .memory import check_least
 
 __all__ = ["IoTensor", "LoadedPlan", "Range"]
 
 Shape = tuple[int, ...]
+_log = logging.getLogger(__name__)
 _NAMES_OF_BYTES = {
     1: ("INT8", "UINT8", "BOOL", "FP8"),
     2: ("HALF", "BF16"),
@@ -83,8 +86,17 @@ class LoadedPlan:
         flavour: Flavour,
         trt: ModuleType,
         device: CudaDevice,
+        kernels: Path | None = None,
     ) -> None:
         """Reads the plan, which puts its weights on the device: seconds.
+
+        Args:
+            file: Of the plan.
+            traits: What its manifest says; None if nobody knows.
+            flavour: Which TensorRT reads it.
+            trt: That TensorRT.
+            device: Where it is to run.
+            kernels: Folder for the kernels that this plan has compiled here; None for none.
 
         Raises:
             PlanMismatchError: It is of another version or another GPU, cannot be read, or is larger
@@ -101,6 +113,7 @@ class LoadedPlan:
         self._complaints = Complaints.of(trt)  # outlives all that is made with it
         self._runtime = trt.Runtime(self._complaints)
         self._engine = self._deserialized(flavour)
+        self._kernels = self._kernel_cache(kernels, device) if self._compiles_here else None
         engine = self._engine
         names = [str(engine.get_tensor_name(i)) for i in range(engine.num_io_tensors)]
         self.tensors = {name: self._tensor(name) for name in names}
@@ -147,8 +160,14 @@ class LoadedPlan:
             raise failed(self._complaints, "making an execution context")
         return PlanContext(own, self._complaints, compiles_here=self._compiles_here)
 
+    def keep_kernels(self) -> None:
+        """Keeps for the next load what was compiled here; nothing may be computing."""
+        if self._kernels is not None:
+            self._kernels.keep()
+
     def close(self) -> None:
         """Releases plan and runtime. Twice is once."""
+        self._kernels = None
         self._engine = self._runtime = None
 
     def _how(self) -> Handle:
@@ -160,11 +179,26 @@ class LoadedPlan:
         strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if not self._compiles_here:
             return strategy
-        runtime_config = self._engine.create_runtime_config()
+        engine = self._engine
+        runtime_config = engine.create_runtime_config()
         runtime_config.set_execution_context_allocation_strategy(strategy)
         kinds = self._trt.DynamicShapesKernelSpecializationStrategy
         runtime_config.dynamic_shapes_kernel_specialization_strategy = kinds.EAGER
+        if self._kernels is not None and not runtime_config.set_runtime_cache(self._kernels.own):
+            _log.warning("%s: kernels are not kept: %s", self.file, self._complaints.last())
         return runtime_config
+
+    def _kernel_cache(self, folder: Path | None, device: CudaDevice) -> KernelCache | None:
+        if folder is None:
+            return None
+        engine = self._engine
+        runtime_config = engine.create_runtime_config()
+        runtime_cache = runtime_config.create_runtime_cache()
+        if runtime_cache is None:
+            _log.warning("%s: kernels are not kept: %s", self.file, self._complaints.last())
+            return None
+        origin = KernelOrigin.of(str(self._trt.__version__), device.info)
+        return KernelCache(runtime_cache, folder, origin)
 
     def _deserialized(self, flavour: Flavour) -> Handle:
         try:
