@@ -47,7 +47,7 @@ test: install ## Run every test that fits a laptop
 test-all: install ## Run every test, all architectures and precisions
 	$(BIN)/python -m pytest $(ARGS)
 
-# Where there is no driver, what is installed says what could not run and why; it ends with 5.
+# Where there is no driver, what is installed says what could not run and why; pytest ends with 5.
 test-gpu: $(if $(GPU_PYTHON),,$(if $(HAS_DRIVER),install-gpu,install)) ## Test on an NVIDIA GPU, and say what could not run and why
 	PYTHONPATH=$(SOURCES):$$PYTHONPATH $(GPU_RUN) -m pytest -m gpu tests/gpu $(ARGS)
 

@@ -175,11 +175,14 @@ class ServerConfig:
             raise ConfigError("\n".join(faults))
 
     @property
-    def state_folder(self) -> Path:
-        """Where what was found out about engines is kept."""
-        if self.state_dir:
-            return Path(self.state_dir).expanduser()
-        home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    def state_folder(self) -> Path | None:
+        """Where what was found out about engines is kept; None for a user without a home."""
+        try:
+            if self.state_dir:
+                return Path(self.state_dir).expanduser()
+            home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+        except RuntimeError:  # a service's user may have none
+            return None
         return Path(home) / "enginehouse"
 
     @property

@@ -200,6 +200,23 @@ def test_a_plan_that_is_not_the_original_here_does_not_serve(
     assert found["max_abs_error"] > found["allowed"]
 
 
+def test_what_was_compared_within_lower_limits_is_compared_again_within_higher_ones(
+    writer: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, state = tmp_path / MODEL / "1", tmp_path / "state"
+    shutil.copytree(writer.repository / MODEL / "1", folder)
+    give_plan(folder, "lowered")
+    found = []
+    for max_tokens in (8, 32, 32):
+        install(monkeypatch)
+        settings = LoadSettings(1, max_tokens=max_tokens, machine=GPU_MACHINE, state_dir=state)
+        load_classifier(folder, settings).engine.close()
+        kept = [json.loads(file.read_text()) for file in (state / "certificates").iterdir()]
+        found.append(sorted(document["num_compared"] for document in kept))
+    assert [len(counts) for counts in found] == [1, 2, 2]
+    assert found[1][0] < found[1][1]
+
+
 def _falsify(folder: Path) -> None:
     """Lets the original have said something else."""
     manifest = read_manifest(folder)

@@ -183,3 +183,13 @@ def test_the_table_of_settings_is_current() -> None:
 @pytest.mark.parametrize("address", ["127.0.0.1:80", "localhost:0", "[::1]:8080", "[::]:0"])
 def test_an_address_survives_being_split_and_joined(address: str) -> None:
     assert join_address(*split_address(address)) == address
+
+
+def test_a_user_without_a_home_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", home)
+    assert load_config({}, None, {}).state_folder is None
+    assert load_config({"state_dir": "/var/lib/x"}, None, {}).state_folder == Path("/var/lib/x")

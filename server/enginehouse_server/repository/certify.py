@@ -56,6 +56,9 @@ def certify_here(
     manifest: Manifest,
     state: StateFolder,
     measure: Callable[[], Deviation],
+    *,
+    driver: str,
+    limits: str,
 ) -> None:
     """Holds an engine to what its certificate allows.
 
@@ -66,6 +69,8 @@ def certify_here(
         manifest: Of the version.
         state: Where the result is kept.
         measure: Finds out; not called where it is known.
+        driver: Version of the device's.
+        limits: What decides how much of the reference file is compared.
 
     Raises:
         ProbeError: The engine is further from the original, or nothing was compared.
@@ -73,7 +78,7 @@ def certify_here(
     name, allowed = name_of(manifest), certificate.tolerance * certificate.scale
     [digest] = [file.sha256 for file in built.files if file.path == built.model]
     runtime = f"{engine.backend} {engine.runtime_version}"
-    trial = Trial(digest, manifest.reference.sha256, runtime, engine.device)
+    trial = Trial(digest, manifest.reference.sha256, runtime, engine.device, driver, limits)
     found = state.recall(trial)
     if found is None:
         reference, num_compared, error = measure()

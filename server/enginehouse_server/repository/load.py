@@ -143,6 +143,8 @@ def load_classifier(
                 certify_here(
                     *(engine, built, built.certificate, manifest, state),
                     lambda: measure_encoder(engine, grid, folder, manifest, check),
+                    driver=machine.driver,
+                    limits=f"{grid.max_tokens} tokens",
                 )
             seconds = _measured(built, engine, on_gpu=on_gpu)
             seconds = seconds or time_shapes(engine, grid, check)

@@ -135,6 +135,8 @@ def load_decoder(
                 certify_here(
                     *(engine, built, built.certificate, manifest, state),
                     lambda: measure_decoder(engine, folder, manifest, check),
+                    driver=machine.driver,
+                    limits=f"{engine.limits.max_tokens} tokens",
                 )
             is_timed = bool(built.step_times) and engine.device == built.device
             times = time_steps(engine, check) if on_gpu and not is_timed else built.step_times

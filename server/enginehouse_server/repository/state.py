@@ -5,13 +5,13 @@ A version's folder never changes; what is true of an engine on this machine alon
 
 import json
 import logging
-import os
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
 from enginehouse_builder.manifest import from_json, to_json
+from enginehouse_server.engine.whole_file import replace_file
 
 __all__ = ["LocalCertificate", "StateFolder", "Trial"]
 
@@ -26,12 +26,16 @@ class Trial(NamedTuple):
         reference_sha256: Of the file with the original's answers.
         runtime: What runs it, with its version.
         device: What it runs on.
+        driver: The device's, which may compile for it.
+        limits: What was compared was within these.
     """
 
     engine_sha256: str
     reference_sha256: str
     runtime: str
     device: str
+    driver: str
+    limits: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +44,12 @@ class LocalCertificate:
 
     Attributes:
         model: Name and version, as messages have them.
-        engine_sha256: As in its trial, and so the next three.
+        engine_sha256: As in its trial, and so the next five.
         reference_sha256: Of the same.
         runtime: Of the same.
         device: Of the same.
+        driver: Of the same.
+        limits: Of the same.
         reference: What it was compared with.
         num_compared: Inputs or prompts.
         max_abs_error: Greatest absolute difference of a logit; None if one was no number.
@@ -55,6 +61,8 @@ class LocalCertificate:
     reference_sha256: str
     runtime: str
     device: str
+    driver: str
+    limits: str
     reference: str
     num_compared: int
     max_abs_error: float | None
@@ -63,7 +71,7 @@ class LocalCertificate:
     @property
     def trial(self) -> Trial:
         """What it is of."""
-        return Trial(self.engine_sha256, self.reference_sha256, self.runtime, self.device)
+        return Trial(*(getattr(self, name) for name in Trial._fields))
 
     @property
     def is_passed(self) -> bool:
@@ -81,11 +89,13 @@ class StateFolder:
     def recall(self, trial: Trial) -> LocalCertificate | None:
         """What was found, if it was."""
         file = self.file_of(trial)
-        if file is None or not file.exists():
+        if file is None:
             return None
         try:
             document = json.loads(file.read_text(encoding="utf-8"))
             found = from_json(LocalCertificate, document, str(file))
+        except FileNotFoundError:
+            return None
         except (OSError, ValueError) as error:
             _log.warning("%s is not used: %s", file, error)
             return None
@@ -96,11 +106,8 @@ class StateFolder:
         file = self.file_of(found.trial)
         if file is None:
             return
-        draft = file.with_suffix(f".{os.getpid()}")
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_text(json.dumps(to_json(found), indent=1) + "\n", encoding="utf-8")
-            draft.replace(file)
+            replace_file(file, [(json.dumps(to_json(found), indent=1) + "\n").encode()])
         except OSError as error:
             _log.warning(
                 "%s cannot be written (%s): the engine of %s is certified again at the next start; "

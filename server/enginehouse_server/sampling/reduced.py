@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from enginehouse_server.engine.decoder import ReducedLogits
+from enginehouse_server.errors import DeviceLostError
 
 from .choice import Kept, keep_by_share, keep_first, least_of_share, weigh
 from .logprobs import TokenLogprobs
@@ -57,6 +58,8 @@ def choose_reduced(
                 choice = _choose_one(logits, row, int(firsts[i]), state)
             if choice is None:
                 [choice] = choose(logits.fetch(row, row + 1), [state])
+        except DeviceLostError:
+            raise  # no sequence goes on
         except Exception as error:
             choice = failed(error)
         choices.append(choice)

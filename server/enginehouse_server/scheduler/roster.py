@@ -10,7 +10,12 @@ from typing import NamedTuple
 
 from enginehouse_server.engine.base import Logits
 from enginehouse_server.engine.decoder import DecoderLimits, ReducedLogits
-from enginehouse_server.errors import DeadlineError, DeviceError, EnginehouseError
+from enginehouse_server.errors import (
+    DeadlineError,
+    DeviceError,
+    DeviceLostError,
+    EnginehouseError,
+)
 from enginehouse_server.sampling import (
     Choice,
     StructureMatcher,
@@ -216,6 +221,8 @@ def _score(part: Part, logits: Logits | ReducedLogits, start: int) -> Enginehous
     try:
         rows = logits.fetch(start, end) if isinstance(logits, ReducedLogits) else logits[start:end]
         scores = score_tokens(rows, tokens, work.num_prompt_logprobs)
+    except DeviceLostError:
+        raise  # no sequence goes on
     except Exception as error:
         return _as_told(error)
     sequence.prompt_logprobs += scores

@@ -5,7 +5,9 @@ import pytest
 
 from enginehouse_server.repository.state import LocalCertificate, StateFolder, Trial
 
-TRIAL = Trial("1" * 64, "2" * 64, "tensorrt 11.4.0.106", "NVIDIA H100 80GB HBM3")
+TRIAL = Trial(
+    "1" * 64, "2" * 64, "tensorrt 11.4.0.106", "NVIDIA H100 80GB HBM3", "580.1", "512 tokens"
+)
 FOUND = LocalCertificate(
     "topics version 3",
     *TRIAL,
@@ -56,6 +58,7 @@ def test_a_folder_that_cannot_be_written_is_named_with_the_remedy(
 ) -> None:
     (tmp_path / "state").write_text("a file")
     StateFolder(tmp_path / "state").keep(FOUND)
+    assert StateFolder(tmp_path / "state").recall(TRIAL) is None
     assert str(tmp_path / "state") in caplog.text
     assert "--state-dir" in caplog.text
 

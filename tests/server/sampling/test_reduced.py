@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from enginehouse_server.engine.base import Logits
 from enginehouse_server.engine.decoder import ReducedLogits
-from enginehouse_server.errors import DeviceError
+from enginehouse_server.errors import DeviceError, DeviceLostError
 from enginehouse_server.sampling import (
     Choice,
     SamplingSettings,
@@ -271,3 +271,12 @@ def test_a_row_that_cannot_be_fetched_fails_alone() -> None:
     one, other = choose_reduced(reduced, [0, 1], states)
     assert one.token == reduced.tokens[0, 0]
     assert str(other.error) == "the copy failed"
+
+
+def test_a_lost_device_is_no_single_row_s_fault() -> None:
+    def fetch(begin: int, end: int) -> Logits:
+        raise DeviceLostError("CUDA_ERROR_ILLEGAL_ADDRESS")
+
+    reduced = Device(np.zeros((1, 100), np.float32)).reduced._replace(fetch=fetch)
+    with pytest.raises(DeviceLostError):
+        choose_reduced(reduced, [0], [SamplingState(GREEDY, PROMPT, num_best=NUM_BEST)])

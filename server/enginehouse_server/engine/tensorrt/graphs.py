@@ -108,7 +108,7 @@ class Runner:
         context.bind(work.binding, self.stream)
         if not context.is_capturable(self.stream):
             self._do_without("its runtime says that it cannot be captured; build it again")
-            self._enqueue(work, context)
+            self._run_last(work, context)
             return
         try:
             graph = self._device.capture(self.stream, lambda: self._enqueue(work, context))
@@ -116,10 +116,15 @@ class Runner:
             raise
         except (DeviceError, UnsupportedError) as error:
             self._do_without(str(error))
-            self._enqueue(work, context)
+            self._run_last(work, context)
             return
         self._captured[work] = _Captured(graph, context)
         graph.launch(self.stream)
+
+    def _run_last(self, work: Work, context: PlanContext) -> None:
+        """Runs with a context that is used once more: it must outlive the run."""
+        self._enqueue(work, context)
+        self.stream.synchronize()
 
     def _enqueue(self, work: Work, context: PlanContext) -> None:
         context.bind(work.binding, self.stream)
@@ -142,5 +147,6 @@ class Runner:
     def _do_without(self, reason: str) -> None:
         """From now on nothing is captured; what was before goes on."""
         self._max_graphs = 0
+        self.stream.synchronize()  # a context must outlive its run
         self._warm.clear()
         _log.warning("%s runs without CUDA graphs: %s", self._plan.file.name, reason)
