@@ -1,5 +1,6 @@
 """Plans on a machine that has their GPU: run, certified and timed there. It is a double here."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -13,6 +14,7 @@ from enginehouse_builder.inspect.verify import faults_of
 from enginehouse_builder.pipeline import build
 from enginehouse_builder.publish import Published
 from enginehouse_builder.spec import BuildSpec
+from enginehouse_builder.stages import PLAN_FILE
 from enginehouse_server.errors import PlanMismatchError
 from enginehouse_server.repository import (
     DecoderSettings,
@@ -111,6 +113,17 @@ def test_a_plan_that_the_gpu_computes_otherwise_is_not_published(
     with pytest.raises(CertificateError, match=f"tensorrt {VERSION}"):
         _build(classifier, PLAN)
     assert not list(classifier.repository.glob("*/*"))
+
+
+def test_a_plan_that_is_compiled_again_is_certified_again(
+    classifier: BuildSpec, double: DoubleModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _build(classifier, PLAN)
+    [plan] = classifier.cache.rglob(PLAN_FILE)
+    shutil.rmtree(plan.parent)  # as a cache does that has become too large
+    install_compiler(monkeypatch, is_wrong=True)
+    with pytest.raises(CertificateError, match=f"tensorrt {VERSION}"):
+        _build(classifier, PLAN)
 
 
 def test_where_the_device_cannot_be_opened_the_lowered_graph_is_certified(

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
+from enginehouse_builder.cache import sealed_hashes
 from enginehouse_builder.manifest import Plan, PlanProfile, PlanTensor, Tensor
 from enginehouse_builder.precisions import arithmetic_of
 from enginehouse_builder.stages import MODEL_FILE, PLAN_FILE
@@ -104,7 +105,9 @@ def compiled(
         file = made.folder / PLAN_FILE
         stage.result = f"{target.name} {target.precision}: {_said(made.value, plan)}{made.note}"
         if place.runs(plan):
-            return EngineModel(file, made.key, replace(plan, certified="runtime"))
+            # Compiled again the same order gives another plan: kernels are chosen by their times.
+            key = f"{made.key} {sealed_hashes(made.folder)[file]}"
+            return EngineModel(file, key, replace(plan, certified="runtime"))
         stand_in = run_stand_in(place, graph, order, stage.report)
         building.took("compile", stand_in)
     words = f" in place of {plan.flavour} {plan.version}: the lowered graph {_how(graph)}"
