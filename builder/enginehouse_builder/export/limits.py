@@ -2,13 +2,20 @@
 
 from collections.abc import Iterator
 
+from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from enginehouse_builder.errors import SpecError
 
 from .rope import growing_limits, switching_lengths
 
-__all__ = ["DEFAULT_MAX_TOKENS", "decoder_max_tokens", "max_tokens_of", "model_limit"]
+__all__ = [
+    "DEFAULT_MAX_TOKENS",
+    "decoder_max_tokens",
+    "first_position",
+    "max_tokens_of",
+    "model_limit",
+]
 
 DEFAULT_MAX_TOKENS = 512
 _DECODER_DEFAULT = 4096
@@ -71,6 +78,11 @@ def model_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> i
     return min(limits, default=None)
 
 
+def first_position(model: PreTrainedModel) -> int:
+    """The position of a text's first token, as the model's own code counts."""
+    return max([int(t.padding_idx or 0) + 1 for t in _padded_positions(model)], default=0)
+
+
 def _position_limits(model: PreTrainedModel) -> Iterator[int]:
     config = model.config.get_text_config()
     if getattr(config, "relative_attention_num_buckets", None) is None:
@@ -78,17 +90,25 @@ def _position_limits(model: PreTrainedModel) -> Iterator[int]:
             value = _number(config, field)
             if value is not None and value > 0:
                 yield value
+    for table in _padded_positions(model):
+        yield int(table.num_embeddings) - int(table.padding_idx or 0) - 1
+
+
+def _padded_positions(model: PreTrainedModel) -> Iterator[nn.Embedding]:
+    """Tables of positions of RoBERTa and its kin, which count from after the padding token's."""
     for name, module in model.named_modules():
-        padding, table = getattr(module, "padding_idx", None), getattr(module, "weight", None)
-        # RoBERTa and its kin count positions from after the padding token's.
-        if name.endswith("position_embeddings") and padding is not None and table is not None:
-            yield int(table.shape[0]) - padding - 1
+        is_table = name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
+        if is_table and module.padding_idx is not None:
+            yield module
 
 
 def _branching_limits(config: PretrainedConfig) -> Iterator[int]:
     """Lengths at which the model's code takes another branch, which a traced graph does not."""
     if getattr(config, "attention_type", None) == "block_sparse":
         yield int((5 + 2 * config.num_random_blocks) * config.block_size)
+    index_topk = _number(config, "index_topk")  # as many tokens as this are all seen
+    if index_topk is not None:
+        yield index_topk
 
 
 def _number(config: PretrainedConfig, field: str) -> int | None:

@@ -18,12 +18,14 @@ from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
 from enginehouse_builder.errors import UnsupportedModelError
+from enginehouse_builder.export.limits import first_position
 from enginehouse_builder.export.loading import quiet
 
 from .families import adapted, is_adaptable
 from .masks import MaskFunction
 
 __all__ = [
+    "STATES",
     "Extras",
     "ForeignCache",
     "MakeMask",
@@ -34,6 +36,11 @@ __all__ = [
 ]
 
 _NAME = "enginehouse"
+
+STATES = (
+    "an engine keeps keys and values of tokens alone, no states (Mamba, linear attention, short "
+    "convolutions) and no index; choose a model whose layers all attend"
+)
 
 Attended = tuple[Tensor, None]
 MakeMask = Callable[[MaskFunction], Tensor | None]
@@ -68,7 +75,8 @@ class _NoLayers(list[CacheLayerMixin | LinearAttentionCacheLayerMixin | DummyLay
 
     def __getitem__(self, index: object) -> Never:
         raise UnsupportedModelError(
-            "it caches more than keys and values: a sparse index, or states of another kind"
+            "it caches more than keys and values: a sparse index, or states of another kind; "
+            f"{STATES}"
         )
 
 
@@ -168,9 +176,17 @@ def plugged(model: PreTrainedModel, cache: ForeignCache, make_mask: MakeMask) ->
 def logits_of(
     model: PreTrainedModel, input_ids: Tensor, positions: Tensor, cache: ForeignCache
 ) -> Tensor:
-    """Calls the model with as much of this as its code takes; adapters find the rest in `cache`."""
+    """Calls the model with as much of this as its code takes; adapters find the rest in `cache`.
+
+    Args:
+        model: Within `plugged`.
+        input_ids: `[batch, length]`.
+        positions: Of the tokens in their texts, from 0, `[batch, length]`.
+        cache: What the model is plugged into.
+    """
     cache.positions = positions
-    given = {"position_ids": positions, "past_key_values": cache, "use_cache": True}
+    own = positions + first_position(model)
+    given = {"position_ids": own, "past_key_values": cache, "use_cache": True}
     known = inspect.signature(model.forward).parameters
     taken = {name: value for name, value in given.items() if name in known}
     logits = model(input_ids=input_ids, **taken)[0]

@@ -19,15 +19,20 @@ from enginehouse_builder.manifest import AttentionLayer
 
 from .expansion import is_made_token_by_token, moved_on
 from .families import is_adaptable
-from .interface import ForeignCache, head_rows, logits_of, plugged, understand
+from .interface import STATES, ForeignCache, head_rows, logits_of, plugged, understand
 from .masks import MaskFunction, window_of
 from .meaning import check_meaning
-from .rehearsal import check_adapted
+from .rehearsal import check_adapted, check_positions
 
 __all__ = ["Observed", "observe"]
 
 _BATCH, _LENGTH, _ROWS = 2, 3, (2, 5, 4)
 _UNCLEAR = -1  # a window that is none
+_WITHOUT_POSITIONS = {
+    True: f"it is recurrent: {STATES}",
+    False: "its code takes no positions of tokens (position_ids), as that of old models and of the "
+    "decoders of encoder-decoders; choose a decoder that takes them",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +56,11 @@ def observe(model: PreTrainedModel) -> Observed:
     """
     takes_positions = "position_ids" in inspect.signature(model.forward).parameters
     if not takes_positions and not is_adaptable(model):
-        raise UnsupportedModelError("its code takes no positions of tokens (position_ids)")
+        raise UnsupportedModelError(_WITHOUT_POSITIONS[bool(getattr(model, "_is_stateful", False))])
     seen = _Observer()
     observed = _observed(model, seen)
+    if takes_positions:
+        check_positions(model)
     if seen.expanded:
         _check_expansion(model, seen)
     return observed
@@ -148,14 +155,19 @@ class _Observer(ForeignCache):
     ) -> tuple[Tensor, None]:
         given = understand(extras)
         if self._last is None:
-            raise UnsupportedModelError("it attends to other keys and values than it caches")
+            raise UnsupportedModelError(
+                "it attends to other keys and values than it caches: twice to its own, or to "
+                "another layer's, as Gemma 3n's and the small Gemma 4's last layers do"
+            )
         if self._last[0] is not key or self._last[1] is not value:
             self.expanded[self.layer] = (key, value)
         if attention_mask is None or attention_mask.shape != (1, 1, 1, 1):
             raise UnsupportedModelError("it masks its attention in its own way")
         if attention_mask.item() == _UNCLEAR:
             raise UnsupportedModelError(
-                "what a token sees is neither all tokens before it nor the last so many"
+                "what a token sees is neither all tokens before it nor the last so many; an "
+                "encoder sees both ways, unless its configuration says is_decoder, as that of one "
+                "trained to generate does"
             )
         self._last = None
         heads, kv_heads = query.shape[1], key.shape[1]

@@ -11,16 +11,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from enginehouse_builder.errors import UnsupportedModelError
-from enginehouse_builder.export.limits import decoder_max_tokens
+from enginehouse_builder.export.graph import reason_of
+from enginehouse_builder.export.limits import decoder_max_tokens, first_position
 from enginehouse_builder.export.loading import quiet
 from enginehouse_builder.manifest import AttentionLayer
 
 from .interface import ForeignCache, head_rows, logits_of, plugged, understand
 from .meaning import attend
 
-__all__ = ["check_adapted"]
+__all__ = ["check_adapted", "check_positions"]
 
 _LENGTH = 300  # tokens: beyond the usual window of 256
+_FEW = 4  # tokens that show how positions are counted
 _BEYOND = 16  # tokens that pass a layer's window
 _LAST = 4  # tokens, of which the logits are compared
 _TOLERANCE = 1e-3  # of the largest logit: fp32, sums in another order, many layers
@@ -50,6 +52,34 @@ def check_adapted(model: PreTrainedModel, layers: Sequence[AttentionLayer]) -> N
         raise UnsupportedModelError(
             f"with its attention replaced its logits are off by {error:.2g} after {length} tokens, "
             f"where {allowed:.2g} is allowed: its attention is not what it was taken for"
+        )
+
+
+def check_positions(model: PreTrainedModel) -> None:
+    """Compares the model with itself, told the positions that the graph will have and told none.
+
+    Args:
+        model: In fp32; its code takes `position_ids`.
+
+    Raises:
+        UnsupportedModelError: It counts otherwise.
+    """
+    padding = getattr(model.config.get_text_config(), "pad_token_id", None)
+    ids = torch.tensor([[token for token in range(_FEW + 1) if token != padding][:_FEW]])
+    places = torch.arange(first_position(model), first_position(model) + _FEW)[None]
+    try:
+        with quiet(), torch.no_grad():
+            original = model(input_ids=ids, use_cache=False)[0]
+            told = model(input_ids=ids, position_ids=places, use_cache=False)[0]
+            error = float((told - original).abs().max())
+    except Exception as failure:  # whatever the model's code raises
+        raise UnsupportedModelError(
+            f"its code does not take a text without a cache: {reason_of(failure)}"
+        ) from failure
+    if not error <= _TOLERANCE * float(original.abs().max()):
+        raise UnsupportedModelError(
+            f"its code counts positions in its own way: told those of tokens, from "
+            f"{first_position(model)}, its logits are off by {error:.2g}"
         )
 
 

@@ -17,7 +17,7 @@ from transformers.models.falcon.modeling_falcon import build_alibi_tensor as fal
 from enginehouse_builder.errors import UnsupportedModelError
 from enginehouse_builder.export.decoder.families.alibi import slopes_of
 from enginehouse_builder.export.decoder.observe import observe
-from enginehouse_builder.export.decoder.rehearsal import check_adapted
+from enginehouse_builder.export.decoder.rehearsal import check_adapted, check_positions
 from tests.fixtures.decoders import make_decoder
 
 Load = Callable[[str], PreTrainedModel]
@@ -50,6 +50,15 @@ def test_windows_come_from_the_modules_own_mask(load: Load) -> None:
     wrong = [replace(layer, window=9) if layer.window else layer for layer in layers]
     with pytest.raises(UnsupportedModelError, match=r"off by .* not what it was taken for"):
         check_adapted(model, wrong)
+
+
+def test_positions_are_counted_as_the_models_own_code_counts_them(load: Load) -> None:
+    model = load("roberta")
+    check_positions(model)
+    (table,) = (m for n, m in model.named_modules() if n.endswith("position_embeddings"))
+    cast(nn.Embedding, table).padding_idx = 3  # its code goes by the configuration's
+    with pytest.raises(UnsupportedModelError, match=r"counts positions in its own way.* from 4"):
+        check_positions(model)
 
 
 def test_a_mask_with_holes_is_refused(load: Load) -> None:
