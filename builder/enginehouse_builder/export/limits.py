@@ -97,8 +97,9 @@ def _position_limits(model: PreTrainedModel) -> Iterator[int]:
 def _padded_positions(model: PreTrainedModel) -> Iterator[nn.Embedding]:
     """Tables of positions of RoBERTa and its kin, which count from after the padding token's."""
     for name, module in model.named_modules():
-        is_table = name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
-        if is_table and module.padding_idx is not None:
+        if not name.endswith("position_embeddings") or not isinstance(module, nn.Embedding):
+            continue
+        if module.padding_idx is not None:
             yield module
 
 

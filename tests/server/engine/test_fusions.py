@@ -72,8 +72,7 @@ def answer(model: ModelProto) -> NDArray[np.float32]:
         for i in model.graph.input
     }
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    found: NDArray[np.float32] = session.run(None, feeds)[0]
-    return found
+    return np.asarray(session.run(None, feeds)[0], np.float32)
 
 
 @pytest.mark.parametrize(
