@@ -21,8 +21,9 @@ def end_ids(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, vocab_size: int
 ) -> tuple[int, ...]:
     """Tokens that end a sequence: the generation's configuration first, then the tokenizer."""
-    config = model.generation_config
-    for named in (config.eos_token_id, model.config.eos_token_id, tokenizer.eos_token_id):
+    configs = (model.generation_config, model.config, model.config.get_text_config())
+    said = [getattr(config, "eos_token_id", None) for config in configs]  # some have no such field
+    for named in (*said, tokenizer.eos_token_id):
         ids = named if isinstance(named, list) else [named]
         found = tuple(i for i in ids if isinstance(i, int) and 0 <= i < vocab_size)
         if found:
