@@ -91,7 +91,7 @@ class EncoderSpec:
         cuda_binding: What drives CUDA for engines on a GPU: "cuda-core" or "pycuda".
         plan: Of a model that is a compiled plan; None of others.
         kernels: Folder in which an engine keeps what it compiles of this model here, from one load
-            to the next; None for none.
+            to the next, and what it became; None for none.
     """
 
     model: Path
@@ -162,10 +162,10 @@ class EncoderEngine(Protocol):
 
 @runtime_checkable
 class KernelKeeper(Protocol):
-    """An engine, of whatever kind, that compiles where it runs, and has a folder to keep it in."""
+    """An engine, of whatever kind, that has a folder for what it becomes where it runs."""
 
     def keep_kernels(self) -> None:
-        """Keeps for the next load what was compiled so far.
+        """Keeps for the next load what was compiled so far, and what can be told of its layers.
 
         On the thread that loaded the engine; nothing may be computing.
         """

@@ -82,7 +82,7 @@ class DecoderSpec:
         cuda_binding: What drives CUDA for engines on a GPU: "cuda-core" or "pycuda".
         plan: Of a model that is a compiled plan; None of others.
         kernels: Folder in which an engine keeps what it compiles of this model here, from one load
-            to the next; None for none.
+            to the next, and what it became; None for none.
     """
 
     model: Path

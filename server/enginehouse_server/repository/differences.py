@@ -201,7 +201,7 @@ def _no_arithmetic(case: Case) -> Verdict | None:
         return None
     return _differs(
         "precision",
-        f"{engine.backend} computing in {found.pop()}",
+        f"{engine.backend} computing in {' and '.join(sorted(found))}",
         f"{machine.processor}, on which it does not",
         case.other(engine.backend, "fp32"),
     )

@@ -30,7 +30,7 @@ norm (float[2, 3, 8] x) => (float[2, 3, 8] y)
 """
 _ROTARY = """
 <ir_version: 10, opset_import: ["": 21, "com.microsoft": 1]>
-rotary (int64[2, 3] input_ids, float[2, 5, 3, 8] x, float[2, 3, 4] f, float[2, 3, 4] g)
+rotary (int64[2, 3] input_ids, float[2, 5, 3, 8] x, float[ROWS, 3, 4] f, float[ROWS, 3, 4] g)
     => (float[2, 5, 3, 8] y)
 <int64[1] zero = {0}, int64[1] one = {1}, int64[1] half = {4}, int64[1] begin = {BEGIN},
  int64[1] end = {99}, int64[1] axis = {3}, float scale = {0.5}>
@@ -40,8 +40,8 @@ rotary (int64[2, 3] input_ids, float[2, 5, 3, 8] x, float[2, 3, 4] f, float[2, 3
   cos = Mul(c, scale)
   s = Sin(doubled)
   sin = Mul(s, scale)
-  wide_cos = Unsqueeze(cos, one)
-  wide_sin = Unsqueeze(sin, one)
+  wide_cos = Unsqueeze(cos, AXIS)
+  wide_sin = Unsqueeze(sin, AXIS)
   plain = Mul(x, wide_cos)
   first = Slice(x, zero, half, axis, one)
   second = Slice(x, begin, end, axis, one)
@@ -51,6 +51,9 @@ rotary (int64[2, 3] input_ids, float[2, 5, 3, 8] x, float[2, 3, 4] f, float[2, 3
   y = Add(plain, other)
 }
 """
+# Of what the tables have a row: of each token, or of each head.
+_TOKENS: dict[str, object] = {"ROWS": 2, "AXIS": "one"}
+_HEADS: dict[str, object] = {"ROWS": 5, "AXIS": "zero"}
 
 
 def parse(text: str, **words: object) -> ModelProto:
@@ -81,9 +84,10 @@ def answer(model: ModelProto) -> NDArray[np.float32]:
         (_NORM, {"POWER": 2, "AXIS": -1}, "SimplifiedLayerNormalization"),
         (_NORM, {"POWER": 4, "AXIS": -1}, ""),
         (_NORM, {"POWER": 2, "AXIS": 1}, ""),
-        (_ROTARY, {"BEGIN": 4, "OTHER": "f"}, "RotaryEmbedding"),
-        (_ROTARY, {"BEGIN": 4, "OTHER": "g"}, ""),
-        (_ROTARY, {"BEGIN": -4, "OTHER": "f"}, ""),
+        (_ROTARY, _TOKENS | {"BEGIN": 4, "OTHER": "f"}, "RotaryEmbedding"),
+        (_ROTARY, _TOKENS | {"BEGIN": 4, "OTHER": "g"}, ""),
+        (_ROTARY, _TOKENS | {"BEGIN": -4, "OTHER": "f"}, ""),
+        (_ROTARY, _HEADS | {"BEGIN": 4, "OTHER": "f"}, ""),
     ],
 )
 def test_only_what_the_operator_says_is_said_by_it(

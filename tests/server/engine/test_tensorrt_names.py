@@ -38,6 +38,7 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
     "engine": ("ICudaEngine",),
     "context": ("IExecutionContext",),
     "runtime_config": ("IRuntimeConfig",),
+    "inspector": ("EngineInspector",),
 }
 # Compiling for another GPU, and kernels where a plan runs, are RTX's alone, and asked of it alone.
 RTX_ONLY = {
@@ -124,6 +125,7 @@ def test_there_are_names_to_check() -> None:
     names = set(names_used())
     assert {"OnnxParser", "CausalMaskKind.LOWER_RIGHT", "IAttention.key_value_lengths"} <= names
     assert {"IRuntimeCache.deserialize", "IRuntimeConfig.set_runtime_cache"} <= names
+    assert "EngineInspector.get_engine_information" in names
     assert len(names) > 30
 
 

@@ -22,7 +22,9 @@ _CONTRIB = "com.microsoft"
 _OURS = "enginehouse_fused"  # begins every name that is added, so that none is there already
 _HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _POSITIONS = f"{_OURS}_positions"  # number of each token of the step, `[batch, length]`
-_NEGATIVE_LAST, _LAST_OF_HEADS = -1, 3  # how the last axis of `[batch, heads, length, dim]` is said
+# How axes of `[batch, heads, length, dim]` are said.
+_NEGATIVE_LAST, _LAST_OF_HEADS = -1, 3
+_HEADS_AXES = (1, -3)
 
 
 def fuse(graph: GraphProto) -> None:
@@ -170,6 +172,8 @@ class _Fusion:
         wide = self._makers.get(name)
         if wide is None or wide.op_type != "Unsqueeze" or not self._is_doubled(wide.input[0]):
             return []
+        if self._scalar(wide) not in _HEADS_AXES:
+            return []  # not one row for all heads of a token
         source, half, table = wide.input[0], f"{_OURS}_{name}_half", f"{_OURS}_{name}_table"
         begin, end, axis = (self._ints(str(v), [v]) for v in (0, width, -1))
         rows = self._ints(f"rows_{width}", [-1, width])

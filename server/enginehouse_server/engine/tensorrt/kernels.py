@@ -52,10 +52,10 @@ class KernelOrigin(NamedTuple):
         return cls(runtime, device.name, f"sm{major}{minor}", device.driver_version)
 
     @property
-    def file_name(self) -> str:
-        """One for each kind of device; another driver or runtime replaces what is there."""
+    def stem(self) -> str:
+        """Begins the names of files, one for each kind of device: others replace what is there."""
         name = re.sub(r"[^A-Za-z0-9]+", "-", self.device).strip("-")
-        return f"{name}-{self.compute_capability}.kernels"
+        return f"{name}-{self.compute_capability}"
 
 
 class KernelCache:
@@ -74,7 +74,7 @@ class KernelCache:
             origin: Of what is compiled here.
         """
         self.own, self._origin = own, origin
-        self._file = folder / origin.file_name
+        self._file = folder / f"{origin.stem}.kernels"
         self._kept = ""  # hash of what the file has
         self._read()
 

@@ -19,6 +19,7 @@ from .context import PlanContext
 from .failure import failed
 from .flavour import Flavour, Handle
 from .kernels import KernelCache, KernelOrigin
+from .layers import keep_layers
 from .logger import Complaints
 from .memory import check_least
 
@@ -96,7 +97,8 @@ class LoadedPlan:
             flavour: Which TensorRT reads it.
             trt: That TensorRT.
             device: Where it is to run.
-            kernels: Folder for the kernels that this plan has compiled here; None for none.
+            kernels: Folder for what is found out about this plan here: the kernels that it has
+                compiled, and its layers; None for none.
 
         Raises:
             PlanMismatchError: It is of another version or another GPU, cannot be read, or is larger
@@ -113,7 +115,9 @@ class LoadedPlan:
         self._complaints = Complaints.of(trt)  # outlives all that is made with it
         self._runtime = trt.Runtime(self._complaints)
         self._engine = self._deserialized(flavour)
-        self._kernels = self._kernel_cache(kernels, device) if self._compiles_here else None
+        self._folder = kernels
+        self._origin = KernelOrigin.of(str(trt.__version__), device.info)
+        self._kernels = self._kernel_cache(kernels) if self._compiles_here else None
         engine = self._engine
         names = [str(engine.get_tensor_name(i)) for i in range(engine.num_io_tensors)]
         self.tensors = {name: self._tensor(name) for name in names}
@@ -161,9 +165,15 @@ class LoadedPlan:
         return PlanContext(own, self._complaints, compiles_here=self._compiles_here)
 
     def keep_kernels(self) -> None:
-        """Keeps for the next load what was compiled here; nothing may be computing."""
+        """Keeps for the next load what was compiled here, and the layers to be looked at.
+
+        Nothing may be computing.
+        """
         if self._kernels is not None:
             self._kernels.keep()
+        if self._folder is not None:
+            layers = self._folder / f"{self._origin.stem}.layers.json"
+            keep_layers(self._engine, self._trt, layers)
 
     def close(self) -> None:
         """Releases plan and runtime. Twice is once."""
@@ -188,7 +198,7 @@ class LoadedPlan:
             _log.warning("%s: kernels are not kept: %s", self.file, self._complaints.last())
         return runtime_config
 
-    def _kernel_cache(self, folder: Path | None, device: CudaDevice) -> KernelCache | None:
+    def _kernel_cache(self, folder: Path | None) -> KernelCache | None:
         if folder is None:
             return None
         engine = self._engine
@@ -197,8 +207,7 @@ class LoadedPlan:
         if runtime_cache is None:
             _log.warning("%s: kernels are not kept: %s", self.file, self._complaints.last())
             return None
-        origin = KernelOrigin.of(str(self._trt.__version__), device.info)
-        return KernelCache(runtime_cache, folder, origin)
+        return KernelCache(runtime_cache, folder, self._origin)
 
     def _deserialized(self, flavour: Flavour) -> Handle:
         try:

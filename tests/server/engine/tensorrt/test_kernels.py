@@ -18,7 +18,7 @@ from tests.fixtures.sums import expected, random_rows, write_sums
 from tests.fixtures.trt_double import DoubleModule, install
 from tests.fixtures.trt_double.plans import decoder_plan, encoder_plan
 
-FILE = "Double-GPU-sm90.kernels"
+FILE, LAYERS = "Double-GPU-sm90.kernels", "Double-GPU-sm90.layers.json"
 SHAPES = (Shape(1, 8), Shape(4, 16))
 
 
@@ -63,7 +63,8 @@ def test_the_next_load_compiles_nothing_and_writes_nothing(
     before = _file(kept).stat()
     assert _load(kept, monkeypatch) == []
     assert _file(kept).stat() == before
-    assert [file.name for file in _file(kept).parent.iterdir()] == [FILE], "drafts do not stay"
+    names = {file.name for file in _file(kept).parent.iterdir()}
+    assert names == {FILE, LAYERS}, "drafts do not stay"
 
 
 def test_what_is_compiled_besides_is_added(
@@ -179,7 +180,7 @@ def test_tensorrt_itself_compiles_nothing_here_and_is_not_asked(
         engine.lanes[0].wait()
         assert isinstance(engine, KernelKeeper)
         engine.keep_kernels()
-    assert not (tmp_path / "kernels").exists()
+    assert [file.name for file in (tmp_path / "kernels").iterdir()] == [LAYERS]
 
 
 def test_a_folder_that_cannot_be_written_is_named_with_the_remedy(
