@@ -89,8 +89,8 @@ def make_writer(
     """Trains the writer and saves it with its tokenizer and `training.json`, its report.
 
     Draws all its random numbers from `seed`: the same seed and number of threads give the same
-    weights but for the rounding of the processor's kernels. Leaves torch's own generator and
-    number of threads as they were.
+    weights on processors of the same kind. Leaves torch's own generator and number of threads as
+    they were.
 
     Args:
         folder: Where `save_pretrained` writes; made if absent.

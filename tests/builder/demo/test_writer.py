@@ -8,7 +8,6 @@ from typing import NamedTuple
 import pytest
 import torch
 from jinja2 import TemplateError
-from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -199,20 +198,9 @@ def test_saved_folder_loads_and_predicts_what_was_measured(trained: Trained) -> 
 
 @pytest.mark.slow
 def test_same_seed_trains_the_same(trained: Trained, tmp_path: Path) -> None:
-    """But for rounding: a processor's kernels may add up in an order that hangs on addresses."""
-    for name, seed in (("same", 0), ("other", 1)):
-        make_writer(tmp_path / name, plan=SHORT, seed=seed, num_threads=1, report=lambda _: None)
-    weights = _weights(trained.folder)
-    assert torch.cosine_similarity(weights, _weights(tmp_path / "same"), dim=0) > 0.99
-    assert torch.cosine_similarity(weights, _weights(tmp_path / "other"), dim=0) < 0.9
-
-
-def _weights(folder: Path) -> torch.Tensor:
-    """All matrices in one vector; scales stay near 1 whatever the seed."""
-    tensors = load_file(folder / "model.safetensors")
-    return torch.cat(
-        [tensors[name].flatten() for name in sorted(tensors) if tensors[name].dim() > 1]
-    )
+    make_writer(tmp_path, plan=SHORT, num_threads=1, report=lambda _: None)
+    weights = "model.safetensors"
+    assert (tmp_path / weights).read_bytes() == (trained.folder / weights).read_bytes()
 
 
 @pytest.mark.slow

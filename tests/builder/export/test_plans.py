@@ -4,6 +4,7 @@ TensorRT for RTX compiles without a GPU, one portable plan for all GPUs that it 
 """
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -152,15 +153,14 @@ def test_products_are_rounded_in_tf32_where_that_is_asked_for_alone(
     inputs = [i.name for i in ort.InferenceSession(str(model)).get_inputs()]
     profile = Profile("encode", tuple(TensorRange(n, (1, 1), (4, 32), (8, 64)) for n in inputs))
 
-    def plan(precision: PlanPrecision) -> bytes:
+    def settings(precision: PlanPrecision) -> set[bytes]:
+        """What a plan says of it. Its bytes as a whole vary: the compiler numbers its own names."""
         spec = PlanSpec(model, "tensorrt-rtx", ("sm89",), precision, (profile,))
         compile_plan(spec, tmp_path / "plan", lambda *_: True)
-        return (tmp_path / "plan").read_bytes()
+        return set(re.findall(rb"\btf32=\d", (tmp_path / "plan").read_bytes()))
 
-    exact = plan("fp32")
-    # Now and then a plan of the same network has other bytes, so a second and a third may be tried.
-    assert any(plan("fp32") == exact for _ in range(5))
-    assert all(plan("tf32") != exact for _ in range(2))
+    assert settings("fp32") == {b"tf32=0"}
+    assert settings("tf32") == {b"tf32=1"}
 
 
 def test_what_a_plan_works_in_is_that_of_its_greatest_profile(

@@ -79,7 +79,11 @@ class BoundSession:
         except DeviceError as error:
             if number in (_NOT_CAPTURED, *self._captured) or isinstance(error, DeviceLostError):
                 raise
-            _log.warning("%s is launched piece by piece: it cannot be captured (%s)", what, error)
+            # One warning for them all: there may be a graph for each of hundreds of batch sizes.
+            level = logging.DEBUG if self._uncaptured else logging.WARNING
+            _log.log(
+                level, "%s is launched piece by piece: it cannot be captured (%s)", what, error
+            )
             self._uncaptured.add(number)
             self._run(_NOT_CAPTURED, what)
         else:
