@@ -22,6 +22,7 @@ from .models import Models
 
 __all__ = ["GrpcServer"]
 
+_DAY_S = 86_400.0
 _LAST_ANSWERS_S = 0.25  # for calls that are not counted as in flight, and for the last bytes
 
 
@@ -90,9 +91,12 @@ class GrpcServer:
         Calls that stay open with nothing to answer (health watchers, idle streams) are then ended.
         """
         end = monotonic() + timeout_s
-        stopping = asyncio.create_task(self._server.stop(timeout_s))
+        # Of two stops whose times are up together, gRPC's second uses what the first has freed:
+        # the one that waits must not end by itself, and the one that ends all calls must not wait.
+        stopping = asyncio.create_task(self._server.stop(timeout_s + _DAY_S))
         await self._in_flight.wait_until_idle(timeout_s)
-        await self._server.stop(min(max(end - monotonic(), 0.0), _LAST_ANSWERS_S))
+        await asyncio.wait({stopping}, timeout=min(max(end - monotonic(), 0.0), _LAST_ANSWERS_S))
+        await self._server.stop(None)
         await stopping
 
 
